@@ -386,7 +386,7 @@ class TestArrowTypes:
             preprocessing(rated)
         assert rated.materialize().failed == []
         (file,) = published_files(rated.steps().stage("scores"))
-        export_files([file], file.stem, tmp_path, Selection(), Form())
+        export_files({file.stem: [file]}, tmp_path, Selection(), Form())
         row = orjson.loads((tmp_path / "a.jsonl").read_bytes())
         assert (row["api_status"], row["score"]) == ("success", 5)
         assert {name: row[name] for name in READABLE} == {

@@ -66,7 +66,7 @@ class TestExport:
     def test_successes_as_jsonl_in_order(self, scored: Project, tmp_path: Path) -> None:
         ended = export(scored, tmp_path)
         assert "warning: a.jsonl: rejected, 2 of 6 rows failed" in ended.err
-        assert re.search(r"3 files\s+│\s+70\s+│\s+68", ended.out), ended.out
+        assert re.search(r"of 70 rows\s+│\s+68", ended.out), ended.out
         files = exported(tmp_path)
         assert list(files) == [f"{name}.jsonl" for name in NAMES]
         assert ids(files["a.jsonl"]) == [f"first-{number}" for number in range(4)]
@@ -263,13 +263,13 @@ class TestRowsOfLaterStages:
         told = FailedRow("set/answers.jsonl", "2", "timeout", "no reply", 3, None)
         assert list(failed_rows(file)) == [told]
         made = export_files(
-            [file], file.stem, tmp_path / "old", Selection("all"), Form(old_names=True)
+            {file.stem: [file]}, tmp_path / "old", Selection("all"), Form(old_names=True)
         )
         assert made.written == {"set/answers.jsonl": 1, "set/answers_error.jsonl": 1}
         (failed,) = exported(tmp_path / "old")["set/answers_error.jsonl"]
         old = {"error": "timeout: no reply", "error_type": "timeout", "traceback": ""}
         assert failed == {**bad, **old, "timestamp": "then", "task_index": 0}
-        export_files([file], file.stem, tmp_path / "new", Selection(), Form("parquet"))
+        export_files({file.stem: [file]}, tmp_path / "new", Selection(), Form("parquet"))
         assert exported(tmp_path / "new")["set/answers.parquet"][0]["response"] == good["response"]
         log = tmp_path / "log.md"
         assert export_dialogues([file], log, Selection(), datetime(2026, 1, 1)) == 1
@@ -289,7 +289,7 @@ class TestRowsOfLaterStages:
         made = {"stage": "raw", "output": None, "detail": {"members": members}}
         file = self.published(tmp_path, rows, rows=5, **made)
         for form in (Form("jsonl"), Form("parquet")):
-            export_files([file], file.stem, tmp_path / "out", Selection(), form)
+            export_files({file.stem: [file]}, tmp_path / "out", Selection(), form)
         assert [*exported(tmp_path / "out").values()] == [(rows * 2)[:5]] * 2
 
 

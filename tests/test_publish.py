@@ -173,6 +173,11 @@ class TestFolder:
             "train-00000.parquet",
         ]
         assert len(parquet_rows(folder)) == 68
+        mine = folder / "data/train-mine.parquet"
+        mine.write_bytes(b"what the card's pattern would take")
+        refused = scored.run("publish", TASK, str(folder), "--force")
+        assert refused.code == 2 and "data/train-mine.parquet is there already, and" in refused.err
+        mine.unlink()
         (folder / "README.md").write_text("# Mine")
         refused = scored.run("publish", TASK, str(folder), "--force")
         assert refused.code == 2 and "not from `modelcall publish`" in refused.err
@@ -184,8 +189,9 @@ class TestFolder:
         for folder in ("data/in/set", "data/rate/scores"):
             refused = scored.run("publish", TASK, str(scored.root / folder))
             assert refused.code == 2 and "one of the task's own" in refused.err
-        refused = scored.run("publish", TASK, "hf://org/rated")
-        assert "expected hf://datasets/ORG/NAME" in refused.err
+        for name in ("org/rated", "datasets/org/rated@v2", "datasets/../rated", "datasets/o/a b"):
+            refused = scored.run("publish", TASK, f"hf://{name}", "--dry-run")
+            assert refused.code == 2 and "expected hf://datasets/ORG/NAME" in refused.err
 
     def test_one_that_was_stopped_does_not_look_finished(
         self, scored: Project, tmp_path: Path, loaded: Callable[[Path], Any]

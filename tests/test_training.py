@@ -19,18 +19,18 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from pages import ROOT, write_examples
-from project import GENERATE, JUDGE, Ended, Project, Row, asked, merged, read_rows, turn
+from project import GENERATE, JUDGE, TASK, Ended, Project, Row, asked, merged, read_rows, turn
 
 from modelcall_assets.sources import CustomJSON, Mixture
 from modelcall_assets.stages.export import ORIGINS
 from modelcall_assets.transforms.training import (
     FORMS,
+    Exchange,
     LeftOut,
-    Origin,
-    conversation,
     openai_batch,
     sharegpt_pair,
     trl_pair,
+    tuner,
 )
 
 CALL = {"id": "1", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
@@ -43,55 +43,77 @@ CALLING = [
     {**turn("tool", "2"), "tool_call_id": "1"},
     turn("assistant", "Two."),
 ]
-ORIGIN = Origin("rate", "a.jsonl", 3, "x", 1)
+ORIGIN = {"task": "rate", "file": "a.jsonl", "row": 3, "id": "x", "sample": 1}
+
+
+def line(form: str, row: Row) -> Any:
+    """Of any form."""
+    if form == "tuner":
+        return tuner(Exchange.of(row), "x#1", {"score": 4}, ORIGIN)
+    if form == "openai-batch":
+        return openai_batch(Exchange.of(row), "x#1", {"model": "m", "temperature": 0})
+    return FORMS[form](Exchange.answered(row))
 
 
 def left_out(form: str, messages: Sequence[Any], **row: Any) -> str:
     with pytest.raises(LeftOut) as why:
-        FORMS[form]({"messages": messages, **row}, ORIGIN)
+        line(form, {"messages": messages, **row})
     return str(why.value)
+
+
+def turns(row: Row) -> list[Row]:
+    return Exchange.of(row).turns
 
 
 class TestAConversation:
     def test_is_what_was_sent_and_the_answer(self) -> None:
-        assert conversation({"messages": CHAT}) == CHAT
-        assert conversation({"messages": CHAT, "response": "new"})[-1] == turn("assistant", "new")
-        assert len(conversation({"messages": CHAT, "response": "new"})) == 5
+        assert turns({"messages": CHAT}) == CHAT
+        assert turns({"messages": CHAT, "response": "new"})[-1] == turn("assistant", "new")
+        assert len(turns({"messages": CHAT, "response": "new"})) == 5
         final = [turn("user", "q"), turn("assistant", "a")]
         row = {"messages": CHAT, "final_messages": final, "response": "x"}
-        assert conversation(row) == final
-        assert conversation({"messages": json.dumps(CHAT)}) == CHAT
+        assert turns(row) == final
+        assert turns({"messages": json.dumps(CHAT)}) == CHAT
         columnar = [{**each, "tool_calls": None} for each in CHAT]
-        assert conversation({"messages": columnar}) == CHAT
+        assert turns({"messages": columnar}) == CHAT
 
-    @pytest.mark.parametrize("form", FORMS)
+    @pytest.mark.parametrize("form", [*FORMS, "tuner"])
     def test_that_is_none_is_left_out(self, form: str) -> None:
         assert left_out(form, []) == "no messages"
         assert left_out(form, ["hi"]) == "messages that are no turns"
+        assert left_out(form, [turn("critic", "hm"), *CHAT]) == "a turn of another role"
+        for content in (None, {"a": 1}):
+            odd = {"role": "user", "content": content}
+            assert left_out(form, [odd, CHAT[2]]) == "content that is not text"
+
+    @pytest.mark.parametrize("form", FORMS)
+    def test_has_a_question_and_an_answer(self, form: str) -> None:
+        assert left_out(form, CHAT[:2]) == "no answer at the end"
+        assert left_out(form, CHAT[2:3]) == "nothing that is asked"
+        nothing = {"role": "assistant", "content": None, "tool_calls": []}
+        assert left_out(form, [*CHAT[:2], nothing]) == "content that is not text"
 
 
 class TestForms:
     def test_customjson(self) -> None:
         first = turn("user", "Be brief.\n\nq1")
-        assert FORMS["customjson"]({"messages": CHAT}, ORIGIN) == [first, *CHAT[2:]]
+        assert line("customjson", {"messages": CHAT}) == [first, *CHAT[2:]]
         assert left_out("customjson", CALLING) == "calls of tools"
         assert left_out("customjson", CHAT[2:]) == "turns that do not alternate"
         parts = [{"type": "python", "text": "1+1"}]
         assert left_out("customjson", [CHAT[1], turn("assistant", parts)]).startswith("content")
-        assert left_out("customjson", [*CHAT[1:3], CHAT[0]]).startswith("a system's turn")
+        assert left_out("customjson", [*CHAT[1:3], *CHAT[:3]]).startswith("a system's turn")
 
     def test_tuner(self) -> None:
-        row = {"messages": CHAT, "score": 4, "reference": "42"}
-        task = FORMS["tuner"](row, Origin("rate", "a.jsonl", 3, "x", 1, ["score"]))
-        provenance = {"task": "rate", "file": "a.jsonl", "row": 3, "id": "x", "sample": 1}
-        assert task == {
+        row = {"messages": CHAT, "reference": "42"}
+        assert line("tuner", row) == {
             "main_query": "q2",
             "init_messages": CHAT[:-1],
             "task_id": "x#1",
             "env_type": "no_env",
-            "metadata": {"reference": "42", "scores": {"score": 4}, "provenance": provenance},
+            "metadata": {"reference": "42", "scores": {"score": 4}, "provenance": ORIGIN},
         }
-        alone = FORMS["tuner"]({"messages": CHAT[1:3]}, ORIGIN)
+        alone = line("tuner", {"messages": CHAT[1:3]})
         assert isinstance(alone, dict)
         assert (alone["main_query"], alone["init_messages"]) == ("q1", [])
         assert alone["metadata"]["reference"] == "a1"
@@ -99,18 +121,21 @@ class TestForms:
 
     def test_openai(self) -> None:
         row = {"messages": CALLING, "tools": [TOOL]}
-        assert FORMS["openai"](row, ORIGIN) == row
+        assert line("openai", row) == row
         read = {**CALL, "function": {"name": "add", "arguments": {"a": 1}}}
         calling = [CALLING[0], {**CALLING[1], "tool_calls": [read]}, *CALLING[2:]]
-        written = FORMS["openai"]({"messages": calling}, ORIGIN)
+        written = line("openai", {"messages": calling})
         assert isinstance(written, dict)
         (call,) = written["messages"][1]["tool_calls"]
         assert json.loads(call["function"]["arguments"]) == {"a": 1}
-        assert left_out("openai", CHAT[:2]) == "no answer at the end"
+        calls_nobody = [CHAT[1], {**CHAT[2], "tool_calls": []}]
+        assert line("openai", {"messages": calls_nobody}) == {"messages": CHAT[1:3]}
+        nameless = [CALLING[0], {**CALLING[1], "tool_calls": [{"id": "1"}]}, *CALLING[2:]]
+        assert left_out("openai", nameless) == "calls that name no function"
         assert left_out("openai", CHAT, tools="calculator") == "tools that are no list"
 
     def test_sharegpt(self) -> None:
-        assert FORMS["sharegpt"]({"messages": CALLING, "tools": json.dumps([TOOL])}, ORIGIN) == {
+        assert line("sharegpt", {"messages": CALLING, "tools": json.dumps([TOOL])}) == {
             "conversations": [
                 {"from": "human", "value": "1 and 1?"},
                 {"from": "function_call", "value": '[{"name":"add","arguments":{"a":1}}]'},
@@ -120,13 +145,13 @@ class TestForms:
             "system": "",
             "tools": '[{"name":"add","parameters":{}}]',
         }
-        chat = FORMS["sharegpt"]({"messages": CHAT}, ORIGIN)
+        chat = line("sharegpt", {"messages": CHAT})
         assert isinstance(chat, dict) and chat["system"] == "Be brief."
         said = [*CALLING[:1], {**CALLING[1], "content": "Let me see."}, *CALLING[2:]]
         assert left_out("sharegpt", said) == "text beside calls of tools"
 
     def test_alpaca(self) -> None:
-        assert FORMS["alpaca"]({"messages": CHAT}, ORIGIN) == {
+        assert line("alpaca", {"messages": CHAT}) == {
             "instruction": "q2",
             "input": "",
             "output": "a2",
@@ -138,7 +163,7 @@ class TestForms:
 
     def test_requests(self) -> None:
         row = {"messages": CHAT, "tools": [TOOL]}
-        assert openai_batch(row, ORIGIN, {"model": "m", "temperature": 0}) == {
+        assert line("openai-batch", row) == {
             "custom_id": "x#1",
             "method": "POST",
             "url": "/v1/chat/completions",
@@ -146,11 +171,12 @@ class TestForms:
         }
 
     def test_pairs(self) -> None:
-        better, worse = ({"messages": CHAT[:4], "response": text} for text in ("good", "bad"))
+        rows = [{"messages": CHAT[:4], "response": text} for text in ("good", "bad")]
+        pair_of = [*map(Exchange.answered, rows)]
         answers = [turn("assistant", "good")], [turn("assistant", "bad")]
         pair = {"prompt": CHAT[:4], "chosen": answers[0], "rejected": answers[1]}
-        assert trl_pair(better, worse) == pair
-        ranked = sharegpt_pair(better, worse)
+        assert trl_pair(*pair_of) == pair
+        ranked = sharegpt_pair(*pair_of)
         assert [each["value"] for each in ranked["conversations"]] == ["q1", "a1", "q2"]
         assert ranked["chosen"] == {"from": "gpt", "value": "good"}
         assert ranked["rejected"] == {"from": "gpt", "value": "bad"}
@@ -181,17 +207,17 @@ def read_back(form: str, line: Any) -> tuple[str, list[tuple[str, str]]]:
     return system, [*zip(said[::2], said[1::2], strict=True)]
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", [*FORMS, "tuner"])
 @given(texts, exchanges)
 def test_nothing_is_lost(form: str, system: str, said: list[tuple[str, str]]) -> None:
     turns = [turn("system", system)] if system else []
     for question, answer in said:
         turns += [turn("user", question), turn("assistant", answer)]
-    line = orjson.loads(orjson.dumps(FORMS[form]({"messages": turns}, ORIGIN)))
+    written = orjson.loads(orjson.dumps(line(form, {"messages": turns})))
     if system and form in ("customjson", "mixture"):
         said = [(f"{system}\n\n{said[0][0]}", said[0][1]), *said[1:]]
         system = ""
-    assert read_back(form, line) == (system, said)
+    assert read_back(form, written) == (system, said)
 
 
 SCORER = """
@@ -255,7 +281,7 @@ def loaded(folder: Path, cache: Path) -> datasets.DatasetDict:
 
 
 class TestExport:
-    @pytest.mark.parametrize("form", sorted({*FORMS} - {"customjson", "mixture"}))
+    @pytest.mark.parametrize("form", sorted({*FORMS, "tuner"} - {"customjson", "mixture"}))
     def test_is_loaded_as_it_was_written(
         self, rated: Project, tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -266,10 +292,15 @@ class TestExport:
         lines = read_rows(tmp_path / "out" / name)
         assert [*loaded(tmp_path / "out", tmp_path / "cache")["train"]] == lines
         assert len(lines) == 6
-        assert lines == [
-            FORMS[form](row, Origin("one", A, at, row["id"], row["sample"], ["score"]))
-            for at, row in enumerate(rated.scores(A), 1)
-        ]
+        for at, (row, found) in enumerate(zip(rated.scores(A), lines, strict=True), 1):
+            wanted = line(form, row)
+            if form == "tuner":
+                origin = {"task": "one", "file": A, "row": at, "id": row["id"]}
+                scores = {"score": row["score"]}
+                told = {"scores": scores, "provenance": {**origin, "sample": row["sample"]}}
+                wanted["metadata"] |= told
+                wanted["task_id"] = f"{row['id']}#{row['sample']}"
+            assert found == wanted
 
     def test_tells_what_a_form_cannot_say(self, rated: Project, tmp_path: Path) -> None:
         ended = export(rated, tmp_path, ONE, "--to", "alpaca")
@@ -341,7 +372,10 @@ class TestExport:
         (tmp_path / "dataset_info.json").write_text('{"mine": {"file_name": "x"}}')
         export(rated, tmp_path, ONE, "--file", A, "--to", "sharegpt")
         export(rated, tmp_path, ONE, "--to", "alpaca", "--into", "flat.jsonl")
+        export(rated, tmp_path, ONE, "--to", "sharegpt", "--into", "mine")
+        export(rated, tmp_path, ONE, "--to", "sharegpt", "--into", "mine", "--force")
         info = orjson.loads((tmp_path / "dataset_info.json").read_bytes())
+        assert info.pop("mine_")["file_name"] == "mine.jsonl", "a name that another file has"
         assert [*info] == ["mine", "a", "flat"] and info["mine"] == {"file_name": "x"}
         assert info["flat"]["file_name"] == "flat.jsonl"
         assert set(info["flat"]["columns"].values()) == {*read_rows(tmp_path / "flat.jsonl")[0]}
@@ -390,6 +424,28 @@ class TestSamples:
         assert info["ranking"] is True and info["formatting"] == "sharegpt"
         assert set(info["columns"].values()) == {*read_rows(tmp_path / B)[0]}
 
+    def test_pairs_answer_one_prompt(self, bare: Project, tmp_path: Path) -> None:
+        """Decimal scores are as far apart as they look."""
+        (bare.root / "my_rules.py").write_text(SCORER)
+        bare.write_task({"model": None, "prompt": None, "scorer": "my_rules:Given"})
+        near, other = answers("near", 0.1, 0.3), answers("other", 0.1, 0.3)
+        other[1]["messages"] = [turn("user", "something else")]
+        bare.write_input(A, [*near, *other])
+        assert bare.run("run-task", TASK).code == 0
+        ended = export(bare, tmp_path, TASK, "--pairs", "score", "--margin", "0.2", "--to", "trl")
+        assert "left out: 1 records: answers to different prompts 1" in ended.out
+        (pair,) = read_rows(tmp_path / A)
+        assert pair["prompt"][-1] == turn("user", "near?")
+
+    def test_requests_have_ids_of_their_own(self, bare: Project, tmp_path: Path) -> None:
+        (bare.root / "my_rules.py").write_text(SCORER)
+        bare.write_task({"model": None, "prompt": None, "scorer": "my_rules:Given"})
+        bare.write_input(A, [{**answers(name, 1)[0], "sample": None} for name in ("x", "x", "x:2")])
+        assert bare.run("run-task", TASK).code == 0
+        export(bare, tmp_path, TASK, "--to", "openai-batch", "--model", "m")
+        ids = [request["custom_id"] for request in read_rows(tmp_path / A)]
+        assert ids == ["x", "x:2", "x:2:2"]
+
 
 def test_the_example_of_the_page(tmp_path: Path) -> None:
     (example,) = write_examples(ROOT / "docs/training.md", tmp_path)
@@ -432,7 +488,7 @@ def test_old_names_of_retries(rated: Project, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (["--pairs", "score"], "expected --to trl or sharegpt"),
+        (["--pairs", "score"], "add --to trl or sharegpt"),
         (["--pairs", "score", "--to", "trl", "--best", "score"], "leave out --best"),
         (["--margin", "1"], "add --pairs SCORE"),
         (["--to", "openai", "--failures"], "leave out --failures, or use --to openai-batch"),

@@ -1,7 +1,6 @@
 """`modelcall export`: what tasks have published, for people and other programs."""
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import chain
@@ -21,7 +20,9 @@ from modelcall_assets.cli.terminal import (
     misuse,
     parsed_where,
     refuse_existing,
+    refuse_own,
     rejected_option,
+    split_option,
     stage_of,
     stage_option,
     table_of,
@@ -31,7 +32,6 @@ from modelcall_assets.records import stem_of
 from modelcall_assets.stages.asking import AskingStage
 from modelcall_assets.stages.examples import OWN_FILES, Examples, Pairs, tell_trainer
 from modelcall_assets.stages.export import (
-    Exported,
     Form,
     export_dialogues,
     export_files,
@@ -49,11 +49,10 @@ from modelcall_assets.stages.selection import (
 from modelcall_assets.stages.source import Published
 from modelcall_assets.stages.task import Task
 from modelcall_assets.storage.places import Place
-from modelcall_assets.transforms.training import FORMS, PAIR_FORMS, REQUESTS
+from modelcall_assets.transforms.training import FORMS, PAIR_FORMS, REQUESTS, TASKS
 
 SHOWN_FILES = 40
 DIALOGUE_FOLDER = "codex_dialogue"
-TUNER_FILE = "tasks"
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ class Asked:
     @property
     def one_file(self) -> PurePosixPath | None:
         """That all rows go to, without suffix."""
-        path = PurePosixPath(self.into or (TUNER_FILE if self.to == "tuner" else ""))
+        path = PurePosixPath(self.into or ("tasks" if self.to == TASKS else ""))
         if path.is_absolute() or ".." in path.parts:
             raise misuse(
                 "--into", "leads out of the folder", "a name, or a path below it", str(path)
@@ -111,7 +110,7 @@ class Asked:
 @file_option
 @click.option(
     "--to",
-    type=click.Choice([*FORMS, REQUESTS]),
+    type=click.Choice([*FORMS, TASKS, REQUESTS]),
     help="A form that trainers read, in place of the rows as they are; docs/training.md has all.",
 )
 @click.option("--into", metavar="NAME", help="All rows in one file of this name.")
@@ -128,12 +127,7 @@ class Asked:
 @click.option("--all", "keep", flag_value="all", help="Both, in their order.")
 @where_option
 @rejected_option
-@click.option(
-    "--split",
-    "share",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    help="Put this share of the rows in validation/, the others in train/, by record id.",
-)
+@split_option
 @click.option(
     "--sample", "size", type=click.IntRange(1), help="Only so many rows, for people to label."
 )
@@ -204,64 +198,59 @@ def export(**given: Any) -> None:
     folder = tasks[0].layout.place(asked.output or own)
     form, groups = _form(asked, tasks[0]), _groups(asked, tasks, files)
     _check_targets(asked, tasks, folder, form, groups)
-    exports = [export_files(some, stem, folder, selection, form) for stem, some in groups.items()]
+    exported = export_files(groups, folder, selection, form)
     if form.examples is not None:
-        rows = {path: count for each in exports for path, count in each.written.items()}
-        tell_trainer(form.examples, folder, rows, asked.repeat_by_pattern)
-    record_export(folder, files, form, asked.condition, selection.keep, exports, datetime.now(UTC))
-    _show_exports([*groups.values()], exports, "records" if asked.pairs else "rows")
+        tell_trainer(form.examples, folder, exported.written, asked.repeat_by_pattern)
+    options = {name: value for name, value in given.items() if value not in (None, False, ())}
+    record_export(folder, options, files, exported, datetime.now(UTC))
+    rows = [(path, f"{count:,}") for path, count in exported.written.items()]
+    rows_in = sum(file.manifest.rows for file in files)
+    total = (f"of {rows_in:,} rows", f"{sum(exported.written.values()):,}")
+    Console().print(table_of({"file": "fold", "rows": "right"}, rows, SHOWN_FILES, total))
+    if left_out := exported.left_out:
+        what = "records" if asked.pairs else "rows"
+        echo(f"left out: {left_out.total():,} {what}: {by_count(left_out)}")
     echo(f"exported: {folder}")
 
 
 def _check_options(asked: Asked) -> None:
     """UsageError where one needs another, or contradicts it."""
-    given = {name: bool(value) for name, value in vars(asked).items()}
-    needed = {
-        "by": ("--by", "size", "is of a sample", "add --sample N"),
-        "margin": ("--margin", "pairs", "is of pairs", "add --pairs SCORE"),
-        "keep_retries": ("--keep-retries", "old_names", "is of old names", "add --old-names"),
-    }
-    for name, (option, other, wrong, fix) in needed.items():
-        if given[name] and not given[other]:
+    to, keep, old = asked.to, asked.keep, asked.old_names
+    others = (old, asked.share, asked.format, to, asked.into)
+    has_failed = keep not in (None, "successes")
+    of_its_own = "leave out --format, --split, --old-names, --to and --into"
+    rules: list[tuple[object, str, str, str]] = [
+        (asked.by and not asked.size, "--by", "is of a sample", "add --sample N"),
+        (asked.margin and not asked.pairs, "--margin", "is of pairs", "add --pairs SCORE"),
+        (asked.model and to != REQUESTS, "--model", "is of requests", f"add --to {REQUESTS}"),
+        (asked.repeats and to != "mixture", "--repeat", "is of a mixture", "add --to mixture"),
+        (asked.keep_retries and not old, "--keep-retries", "is of old names", "add --old-names"),
+        (old and asked.format == "parquet", "--old-names", "the old files are JSONL", ""),
+        (old and keep == "successes", "--old-names",
+         "makes files of failed rows, --successes leaves them out", "leave one of them out"),
+        (asked.dialogue_log and any(others), "--dialogue-log", "is one Markdown file", of_its_own),
+        (len(asked.tasks) > 1 and not asked.output, "--output",
+         "missing: several tasks have no folder of their own", ""),
+        (to and (asked.format or old), "--to", "has files of its own",
+         "leave out --format and --old-names"),
+        (to not in (None, REQUESTS) and has_failed, "--to", f"{to} has no failed rows",
+         f"leave out --{keep}, or use --to {REQUESTS}"),
+        (asked.pairs and to not in PAIR_FORMS, "--pairs", "has forms of its own",
+         f"add --to {' or '.join(PAIR_FORMS)}"),
+        (asked.pairs and (asked.best or asked.size), "--pairs", "needs all samples",
+         "leave out --best and --sample"),
+    ]  # fmt: skip
+    for is_broken, option, wrong, fix in rules:
+        if is_broken:
             raise misuse(option, wrong, fix=fix)
-    if asked.old_names and asked.format == "parquet":
-        raise misuse("--old-names", "the old files are JSONL")
-    if asked.old_names and asked.keep == "successes":
-        wrong = "makes files of failed rows, --successes leaves them out"
-        raise misuse("--old-names", wrong, fix="leave one of them out")
-    others = ("old_names", "share", "format", "to", "into")
-    if asked.dialogue_log and any(map(given.__getitem__, others)):
-        fix = "leave out --format, --split, --old-names, --to and --into"
-        raise misuse("--dialogue-log", "is one Markdown file", fix=fix)
-    if len(asked.tasks) > 1 and asked.output is None:
-        raise misuse("--output", "missing: several tasks have no folder of their own")
-    _check_form(asked)
-
-
-def _check_form(asked: Asked) -> None:
-    if asked.to is not None and (asked.format or asked.old_names):
-        raise misuse("--to", "has files of its own", fix="leave out --format and --old-names")
-    if asked.to in FORMS and asked.keep not in (None, "successes"):
-        wrong = f"{asked.to} has no failed rows"
-        raise misuse("--to", wrong, fix=f"leave out --{asked.keep}, or use --to {REQUESTS}")
-    if asked.pairs and asked.to not in PAIR_FORMS:
-        wrong, expected = "pairs have a form of their own", f"--to {' or '.join(PAIR_FORMS)}"
-        raise misuse("--pairs", wrong, expected, asked.to or "")
-    if asked.pairs and (asked.best or asked.size):
-        raise misuse("--pairs", "needs all samples", fix="leave out --best and --sample")
-    if asked.model and asked.to != REQUESTS:
-        raise misuse("--model", "is of requests", fix=f"add --to {REQUESTS}")
-    if asked.repeats and asked.to != "mixture":
-        raise misuse("--repeat", "is of a mixture", fix="add --to mixture")
 
 
 def _selection(asked: Asked, files: Sequence[Published]) -> Selection:
     where = parsed_where(asked.condition, files)
     selection = Selection(asked.keep or ("all" if asked.old_names else "successes"), where)
-    if asked.pairs is not None:
-        check_columns([asked.pairs], files, "--pairs")
+    check_columns(filter(None, [asked.pairs]), files, "--pairs")
+    check_columns(filter(None, [asked.best]), files, "--best")
     if asked.best is not None:
-        check_columns([asked.best], files, "--best")
         selection, told = best_of(files, selection, asked.best)
         if told:
             echo(f"best of several: records with {by_count(told)}", err=True)
@@ -274,17 +263,16 @@ def _form(asked: Asked, task: Task) -> Form:
     examples = None
     if asked.to is not None:
         pairs = None if asked.pairs is None else Pairs(asked.pairs, asked.margin or 0.0)
-        params = _params(asked, task) if asked.to == REQUESTS else {}
-        examples = Examples(asked.to, pairs, params)
+        examples = Examples(asked.to, pairs, _params(asked, task))
     split = Split(asked.share or 0.0, asked.seed)
     return Form(asked.format or "jsonl", asked.old_names, asked.keep_retries, split, examples)
 
 
 def _params(asked: Asked, task: Task) -> dict[str, Any]:
     """Of requests: as the first stage that asks a model sends them, for whoever is named."""
-    asking = next((stage for stage in task.stages if isinstance(stage, AskingStage)), None)
-    if asked.model is not None:
+    if asked.to != REQUESTS or asked.model is not None:
         return {"model": asked.model}
+    asking = next((stage for stage in task.stages if isinstance(stage, AskingStage)), None)
     if asking is None:
         raise misuse("--model", f"missing: {task.spec.name} asks no model")
     params = asking.model.request_params()
@@ -314,36 +302,11 @@ def _check_targets(
     tasks: Sequence[Task],
     folder: Place,
     form: Form,
-    groups: Mapping[PurePosixPath, Sequence[Published]],
+    stems: Iterable[PurePosixPath],
 ) -> None:
     """An export may not replace what a task reads or has published, nor what is anybody's."""
-    for taken in (str(stage.folder) for task in tasks for stage in task.stages):
-        if f"{folder}/".startswith(f"{taken}/"):
-            wrong = "the folder is one of the task's own"
-            raise misuse("--output", wrong, have=taken, fix="choose another")
-    if asked.output is None:
-        return
-    paths = [path for stem in groups for _, _, path in form.targets(stem)]
-    own = OWN_FILES.get(asked.to or "")
-    paths += [] if own is None else [PurePosixPath(own)]
-    if not asked.keep_retries:
+    refuse_own(folder, tasks, "--output")
+    if asked.output is not None and not asked.keep_retries:
+        paths = [path for stem in stems for _, _, path in form.targets(stem)]
+        paths += [PurePosixPath(OWN_FILES[asked.to])] if asked.to in OWN_FILES else []
         refuse_existing((folder / path for path in paths), asked.force)
-
-
-def _show_exports(
-    groups: Sequence[Sequence[Published]], exports: Sequence[Exported], of: str
-) -> None:
-    rows: list[tuple[str, ...]] = []
-    for files, exported in zip(groups, exports, strict=True):
-        to = "\n".join(f"{path}: {count:,}" for path, count in exported.written.items())
-        name = files[0].name if len(files) == 1 else f"{len(files)} files"
-        rows_in = sum(file.manifest.rows for file in files)
-        rows.append((name, f"{rows_in:,}", f"{exported.rows:,}", to))
-    all_in = [file.manifest.rows for files in groups for file in files]
-    rows_out = sum(exported.rows for exported in exports)
-    total = (f"{len(all_in)} files", f"{sum(all_in):,}", f"{rows_out:,}")
-    columns = {"file": "fold", "rows": "right", "exported": "right", "to": "fold"}
-    Console().print(table_of(columns, rows, SHOWN_FILES, total))
-    left_out = sum((exported.left_out for exported in exports), Counter[str]())
-    if left_out:
-        echo(f"left out: {left_out.total():,} {of}: {by_count(left_out)}")

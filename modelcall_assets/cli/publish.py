@@ -1,9 +1,9 @@
 """`modelcall publish`: a task's rows as a data set that others load, with a card."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import click
 from rich.console import Console
@@ -14,13 +14,14 @@ from modelcall_assets.cli.terminal import (
     file_option,
     misuse,
     parsed_where,
+    refuse_own,
+    split_option,
     stage_of,
     stage_option,
     table_of,
     task_argument,
     where_option,
 )
-from modelcall_assets.config.places import is_within
 from modelcall_assets.sources.hub import HUB, HubDataset
 from modelcall_assets.stages.card import Told, card
 from modelcall_assets.stages.dataset import (
@@ -36,6 +37,7 @@ from modelcall_assets.stages.task import Task
 from modelcall_assets.storage.places import Place
 
 SHOWN_SHARDS = 20
+NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 
 
 @click.command()
@@ -44,12 +46,7 @@ SHOWN_SHARDS = 20
 @stage_option
 @file_option
 @where_option
-@click.option(
-    "--split",
-    "share",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    help="Put this share of the rows in the split validation, the others in train, by record id.",
-)
+@split_option
 @click.option("--seed", default=42, show_default=True, help="Another seed is another split.")
 @click.option("--license", help="As the Hub calls it, such as apache-2.0; default: not stated.")
 @click.option(
@@ -99,11 +96,13 @@ def publish(
     options = {"stage": stage, "file": pattern, "where": condition, "license": license}
     options |= {"split": share, "seed": seed if share else None}
     command = ["modelcall", "publish", task.spec.file_name, str(hub or "DESTINATION")]
-    command += [word for name, value in options.items() for word in _option(name, value)]
+    for name, value in options.items():
+        command += [] if value is None else [f"--{name}", str(value)]
     said = Told(hub.name if hub else "path/to/this/folder", license, command)
     folder = task.layout.elsewhere(destination, "DESTINATION")
     if hub is None:
-        _check_folder(task, folder, force)
+        refuse_own(folder, [task], "DESTINATION")
+        check_free(folder, force=force)
     if dry_run:
         made = dataset.write(None)
         _show(made)
@@ -135,27 +134,15 @@ def _hub_dataset(
             raise misuse(option, "is of the Hub", have=destination, fix="leave it out")
         return None
     name = destination.removeprefix(HUB).strip("/")
-    if not destination.startswith(HUB) or name.count("/") != 1:
+    if not destination.startswith(HUB) or not NAME.fullmatch(name):
         raise misuse("DESTINATION", "names no data set", f"{HUB}ORG/NAME", destination)
     return HubDataset(name, task.spec.env, revision, private)
-
-
-def _check_folder(task: Task, folder: Place, force: bool) -> None:
-    for taken in (str(stage.folder) for stage in task.stages):
-        if is_within(str(folder), taken):
-            wrong = "the folder is one of the task's own"
-            raise misuse("DESTINATION", wrong, have=taken, fix="choose another")
-    check_free(folder, force=force)
 
 
 def _written(dataset: Dataset, folder: Place, said: Told) -> Shards:
     made = dataset.write(folder)
     finish(folder, made, card(dataset, made, said))
     return made
-
-
-def _option(name: str, value: Any) -> list[str]:
-    return [] if value is None else [f"--{name}", str(value)]
 
 
 def _show(made: Shards) -> None:

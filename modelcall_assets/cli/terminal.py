@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from modelcall_assets.config.catalog import find_root, load_linked
+from modelcall_assets.config.places import is_within
 from modelcall_assets.errors import Problem, did_you_mean
 from modelcall_assets.records import decode_key
 from modelcall_assets.records.outcome import Reason, Row
@@ -225,6 +226,22 @@ where_option = click.option(
     metavar="'COLUMN OP VALUE'",
     help="Only rows of which this is true, such as 'score >= 4 and language = python'.",
 )
+
+
+split_option = click.option(
+    "--split",
+    "share",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="Put this share of the rows in validation, the others in train, by record id.",
+)
+
+
+def refuse_own(folder: Place, tasks: Iterable[Task], option: str) -> None:
+    """UsageError when a task reads what is there, or has published it."""
+    for taken in (str(stage.folder) for task in tasks for stage in task.stages):
+        if is_within(str(folder), taken):
+            wrong = "the folder is one of the task's own"
+            raise misuse(option, wrong, have=taken, fix="choose another")
 
 
 def chosen_files(stage: Stage, pattern: str | None, *, rejected: bool) -> list[Published]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -47,38 +47,28 @@ class HubDataset:
         info = self._asked("repo_info", revision=self.branch)
         return info.sha, [file.rfilename for file in info.siblings or ()]
 
-    def commit(self, folder: Path, old: Iterable[str], parent: str) -> str:
+    def commit(self, folder: Path, old: Sequence[str], parent: str) -> str:
         """Put all files of the folder in the place of the `old` ones; gives the commit's address.
         Refused when `parent` is no longer the last commit: then, and after an error, what was there
         stands."""
-        paths = (path for path in sorted(folder.rglob("*")) if path.is_file())
-        new = {path.relative_to(folder).as_posix(): str(path) for path in paths}
-        operations: list[Any] = [
-            *(self._hub.CommitOperationAdd(*each) for each in new.items()),
-            *(self._hub.CommitOperationDelete(name) for name in old if name not in new),
-        ]
+        of_it = {"folder_path": folder, "delete_patterns": [*old], "revision": self.branch}
         told = {"commit_message": "modelcall publish", "parent_commit": parent}
-        done = self._asked("create_commit", operations=operations, revision=self.branch, **told)
-        return done.commit_url
-
-    @cached_property
-    def _hub(self) -> Any:
-        hub = package("huggingface_hub", str(self), "hub")
-        if not sys.stderr.isatty():
-            package("huggingface_hub.utils").disable_progress_bars()
-        return hub
+        return self._asked("upload_folder", **of_it, **told).commit_url
 
     @cached_property
     def _api(self) -> Any:
         if not (token := self.env.get(TOKEN)):
             fix = "set it in the environment or in .env: a token that may write"
             raise SetupError([Problem(str(self), "", f"{TOKEN} is not set", fix=fix)])
-        return self._hub.HfApi(endpoint=self.env.get("HF_ENDPOINT"), token=token)
+        hub = package("huggingface_hub", str(self), "hub")
+        if not sys.stderr.isatty():
+            package("huggingface_hub.utils").disable_progress_bars()
+        return hub.HfApi(endpoint=self.env.get("HF_ENDPOINT"), token=token)
 
     def _asked(self, method: str, **options: Any) -> Any:
         ask = getattr(self._api, method)
         try:
-            return ask(self.name, repo_type="dataset", **options)
+            return ask(repo_id=self.name, repo_type="dataset", **options)
         except Exception as error:  # those of several libraries, other ones in each version
             cause = _answered(error)
             said = Remover([self.env[TOKEN]]).text(" ".join(str(cause).split()))

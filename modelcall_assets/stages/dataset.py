@@ -5,23 +5,30 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
-from itertools import chain
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain, count
 
 import pyarrow as pa
 
 from modelcall_assets.errors import InputError, Problem, SetupError
 from modelcall_assets.stages.report import Distribution
 from modelcall_assets.stages.score_table import VOLATILE_COLUMNS
-from modelcall_assets.stages.selection import TRAIN, Selection, Split, joined_schema
+from modelcall_assets.stages.selection import (
+    TRAIN,
+    Selection,
+    Split,
+    chosen_batches,
+    chosen_rows,
+    columns_of,
+    joined_schema,
+)
 from modelcall_assets.stages.source import Published
-from modelcall_assets.storage.files import NewFile, delete, read_bytes, write_bytes
-from modelcall_assets.storage.listing import FileInfo, list_files
+from modelcall_assets.storage.files import delete, publish, read_bytes, write_bytes
+from modelcall_assets.storage.listing import list_files
 from modelcall_assets.storage.parquet import ParquetSink
 from modelcall_assets.storage.places import Place
-from modelcall_assets.storage.rows import Batch
 
 CARD = "README.md"
 MARK = "<!-- written by `modelcall publish`; the next one replaces it -->"
@@ -35,7 +42,9 @@ configs:
 `modelcall publish` is writing this data set, or was stopped while it did. Run it again.
 """
 """The card until all else is there: what it names is not, so that nobody loads a part."""
-SHARD = re.compile(r"data/(train|validation)-\d{5}\.parquet")
+OWN = re.compile(r"data/(train|validation)-\d{5,}\.parquet")
+SHARD = re.compile(r"data/(train|validation)-[^/]*\.parquet")
+"""What the card's patterns take, also of others."""
 _LEFT_OUT = re.compile(
     r"(input_)*api_(status|fail_reason|fail_detail|request_key|"
     rf"{'|'.join(name.removeprefix('api_') for name in VOLATILE_COLUMNS)})"
@@ -54,11 +63,11 @@ class Shard:
 
 @dataclass
 class Shards:
-    """What a data set consists of, and how its scores are spread."""
+    """What a data set consists of, by split, and how its scores are spread."""
 
     schema: pa.Schema
-    splits: dict[str, list[Shard]] = field(default_factory=dict[str, list[Shard]])
-    scores: dict[str, Distribution] = field(default_factory=dict[str, Distribution])
+    splits: dict[str, Sequence[Shard]]
+    scores: Mapping[str, Distribution]
 
     @property
     def all(self) -> list[Shard]:
@@ -90,94 +99,52 @@ class Dataset:
         for file in self.files:
             file.check()
         joined = joined_schema(self.files, self.selection)
-        made = Shards(pa.schema([each for each in joined if not _LEFT_OUT.fullmatch(each.name)]))
+        schema = pa.schema([each for each in joined if not _LEFT_OUT.fullmatch(each.name)])
         rated = (name for file in self.files for name in file.manifest.detail.get("histograms", ()))
-        made.scores = {name: Distribution() for name in rated if name in made.schema.names}
-        chosen = self._chosen(made.schema)
-        if (first := next(chosen, None)) is None:
+        scores = {name: Distribution() for name in rated if name in schema.names}
+        made = Shards(schema, {}, scores)
+        if next(chosen_rows(self.files, self.selection), None) is None:
             raise InputError("no row is selected: there is nothing to publish")
         if folder is not None:
             write_bytes(folder / CARD, UNFINISHED.encode())
-        of_all = (folder, self.files[0].stage.name, self.shard_bytes, made)
-        parts = (part or TRAIN for part in self.split.parts)
-        writers = {part: _Writer(part, *of_all) for part in parts}
-        with ExitStack() as opened:
-            for writer in writers.values():
-                opened.enter_context(writer.opened)
-            for part, rows in chain([first], chosen):
-                writers[part].write(rows)
-            for writer in writers.values():
-                writer.end()
-        made.splits = dict(sorted(made.splits.items()))
+        for part in self.split.parts:
+            if shards := [*self._shards(part, made, folder)]:
+                made.splits[part or TRAIN] = shards
         return made
 
-    def _chosen(self, schema: pa.Schema) -> Iterator[tuple[str, pa.RecordBatch]]:
-        """Some rows at a time, with their split."""
-        for file in self.files:
-            for batch in file.batches():
-                if parted := self._parted(file, batch):
-                    columns = batch.to_arrow(schema)
-                    for part, offsets in parted.items():
-                        yield part, columns.take(pa.array(offsets, pa.int64()))
+    def _shards(self, part: str, made: Shards, folder: Place | None) -> Iterator[Shard]:
+        """Those of one split, which takes all files once."""
+        batches = self._columns(part, made.schema)
+        for number in count():
+            if (first := next(batches, None)) is None:
+                return
+            name, rows, size = f"data/{part or TRAIN}-{number:05d}.parquet", 0, 0
+            place = None if folder is None else folder / name
+            with _writing(place, self.files[0].stage.name, made.schema) as write:
+                for batch in chain([first], batches):
+                    write(batch)
+                    made.count(batch)
+                    rows, size = rows + batch.num_rows, size + batch.nbytes
+                    if size >= self.shard_bytes:
+                        break
+            yield Shard(name, rows, size)
 
-    def _parted(self, file: Published, batch: Batch) -> dict[str, list[int]]:
-        """Offsets in the batch by split."""
-        parted: dict[str, list[int]] = {}
-        for offset, item in enumerate(batch.items):
-            index = batch.start + offset
-            if self.selection.takes(file, index, item):
-                record = file.identity(index, item) if self.split.share else ""
-                parted.setdefault(self.split.part_of(record) or TRAIN, []).append(offset)
-        return parted
+    def _columns(self, part: str, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+        for batch, rows in chosen_batches(self.files, self.selection, self.split):
+            if some := [each for each in rows if each.part == part]:
+                yield columns_of(batch, some, schema)
 
 
-@dataclass
-class _Writer:
-    """Writes the shards of a split, one after another. `opened` is the one at hand."""
-
-    split: str
-    folder: Place | None
-    stage: str
-    most: int
-    made: Shards
-    opened: ExitStack = field(default_factory=ExitStack)
-    _out: tuple[NewFile, ParquetSink] | None = None
-    _rows: int = 0
-    _size: int = 0
-
-    def write(self, rows: pa.RecordBatch) -> None:
-        if self.folder is not None:
-            self._out = self._out or self._begun(self.folder)
-            self._out[1].write(rows)
-        self.made.count(rows)
-        self._rows += rows.num_rows
-        self._size += rows.nbytes
-        if self._size >= self.most:
-            self.end()
-
-    def end(self) -> None:
-        """Of a shard, if there is one."""
-        if not self._rows:
-            return
-        if self._out is not None:
-            file, sink = self._out
-            sink.close()
-            file.commit()
-            self.opened.close()
-        self._shards.append(Shard(self._name, self._rows, self._size))
-        self._rows, self._size, self._out = 0, 0, None
-
-    @property
-    def _shards(self) -> list[Shard]:
-        return self.made.splits.setdefault(self.split, [])
-
-    @property
-    def _name(self) -> str:
-        return f"data/{self.split}-{len(self._shards):05d}.parquet"
-
-    def _begun(self, folder: Place) -> tuple[NewFile, ParquetSink]:
-        file = self.opened.enter_context(NewFile(folder / self._name))
-        return file, self.opened.enter_context(ParquetSink(file, self.stage, self.made.schema))
+@contextmanager
+def _writing(
+    place: Place | None, stage: str, schema: pa.Schema
+) -> Iterator[Callable[[pa.RecordBatch], None]]:
+    """Where there is no place, for nothing."""
+    if place is None:
+        yield lambda batch: None
+        return
+    with publish(place) as file, ParquetSink(file, stage, schema) as sink:
+        yield sink.write
 
 
 def check_free(folder: Place, *, force: bool) -> None:
@@ -186,29 +153,30 @@ def check_free(folder: Place, *, force: bool) -> None:
         card = read_bytes(folder / CARD).decode("utf-8", "replace")
     except FileNotFoundError:
         card = None
-    if card == UNFINISHED:
-        return
-    shards = [f"data/{file.key_path}" for file in _shards_in(folder)]
-    if taken := ([] if card is None else [CARD]) + shards:
-        wrong, fix = f"{taken[0]} is there already", "choose another folder, or "
-        if MARK not in (card or ""):
-            wrong, fix = f"{wrong}, and not from `modelcall publish`", f"{fix}move it away"
-        elif force:
-            return
-        else:
-            fix += "add --force to replace what was published there"
-        raise SetupError([Problem(str(folder), "", wrong, fix=fix)])
+    shards = _shards_in(folder)
+    is_ours = MARK in (card or "")
+    foreign = [name for name in shards if not (is_ours and OWN.fullmatch(name))]
+    foreign += [] if card is None or is_ours else [CARD]
+    if foreign:
+        wrong = f"{foreign[-1]} is there already, and not from `modelcall publish`"
+        raise SetupError(
+            [Problem(str(folder), "", wrong, fix="choose another folder, or move it away")]
+        )
+    if card and card != UNFINISHED and not force:
+        fix = "choose another folder, or add --force to replace what was published there"
+        raise SetupError([Problem(str(folder), "", f"{CARD} is there already", fix=fix)])
 
 
 def finish(folder: Place, made: Shards, card: str) -> None:
     """Of an earlier data set no shard stays."""
-    new = {str(folder / shard.name) for shard in made.all}
-    for file in _shards_in(folder):
-        if str(file.place) not in new:
-            delete(file.place)
+    new = {shard.name for shard in made.all}
+    for name, place in _shards_in(folder).items():
+        if name not in new:
+            delete(place)
     write_bytes(folder / CARD, card.encode())
 
 
-def _shards_in(folder: Place) -> list[FileInfo]:
-    listed = list_files(folder / "data", may_be_absent=True)
-    return [file for file in listed if SHARD.fullmatch(f"data/{file.key_path}")]
+def _shards_in(folder: Place) -> dict[str, Place]:
+    files = list_files(folder / "data", may_be_absent=True)
+    named = {f"data/{file.key_path}": file.place for file in files}
+    return {name: place for name, place in named.items() if SHARD.fullmatch(name)}

@@ -3,9 +3,12 @@ tell a trainer about them."""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from itertools import chain, count
+from operator import itemgetter
 from typing import Any, cast
 
 import orjson
@@ -32,16 +35,18 @@ from modelcall_assets.transforms.training import (
     FORMS,
     PAIR_FORMS,
     REQUESTS,
+    TASKS,
+    Exchange,
     LeftOut,
     Line,
-    Origin,
     dataset_info,
     openai_batch,
+    tuner,
     tuner_config,
 )
 
 DATASET_INFO, TUNER, MIXTURE = "dataset_info.json", "tuner.yaml", "mixture.json"
-OWN_FILES = {"tuner": TUNER, "mixture": MIXTURE}
+OWN_FILES = {TASKS: TUNER, "mixture": MIXTURE}
 """What an export writes beside the rows for their trainer."""
 
 
@@ -61,14 +66,16 @@ class Examples:
     form: str
     pairs: Pairs | None = None
     params: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    _ids: Counter[str] = field(default_factory=Counter[str], init=False, repr=False)
-    _scores: dict[str, Sequence[str]] = field(
+    _taken: set[str] = field(default_factory=set[str], init=False, repr=False)
+    """Names of requests."""
+    _rated: dict[str, Sequence[str]] = field(
         default_factory=dict[str, Sequence[str]], init=False, repr=False
     )
+    """Columns of scores by files."""
 
     def of(
         self, chosen: Iterable[Chosen], left_out: Counter[str]
-    ) -> Iterator[tuple[str, bytes, Origin]]:
+    ) -> Iterator[tuple[str, bytes, Row]]:
         """Part, line and origin of each; those that are none are counted."""
         units = ([each] for each in chosen) if self.pairs is None else samples(chosen)
         for unit in units:
@@ -80,35 +87,42 @@ class Examples:
             else:
                 yield unit[0].part, encode(line), origin
 
-    def _one(self, chosen: Chosen) -> tuple[Line, Origin]:
+    def _one(self, chosen: Chosen) -> tuple[Line, Row]:
         row, origin = _row(chosen), chosen.origin
-        if self.form == "tuner":
-            origin = replace(origin, scores=self._rated(chosen.file))
-        if self.form != REQUESTS:
-            return FORMS[self.form](row, origin), origin
-        request = openai_batch(row, origin, self.params)
-        self._ids[name := request["custom_id"]] += 1
-        if (times := self._ids[name]) > 1:
-            request["custom_id"] = f"{name}:{times}"
-        return request, origin
+        if self.form == TASKS:
+            scores = {name: row.get(name) for name in self._rated_in(chosen.file)}
+            return tuner(Exchange.of(row), chosen.name, scores, origin), origin
+        if self.form == REQUESTS:
+            request = openai_batch(Exchange.of(row), self._free(chosen.name), self.params)
+            self._taken.add(request["custom_id"])
+            return request, origin
+        return FORMS[self.form](Exchange.answered(row)), origin
 
-    def _rated(self, file: Published) -> Sequence[str]:
-        if (known := self._scores.get(label := label_of(file))) is None:
+    def _rated_in(self, file: Published) -> Sequence[str]:
+        if (label := label_of(file)) not in self._rated:
             is_rated = file.is_table and file.stage.answers
-            known = self._scores[label] = rated_columns(file) if is_rated else ()
-        return known
+            self._rated[label] = rated_columns(file) if is_rated else ()
+        return self._rated[label]
 
-    def _pair(self, unit: Sequence[Chosen], pairs: Pairs) -> tuple[Line, Origin]:
+    def _free(self, name: str) -> str:
+        """The name, else with the first number behind it that nobody has."""
+        numbered = (f"{name}:{number}" for number in count(2))
+        return next(each for each in chain([name], numbered) if each not in self._taken)
+
+    def _pair(self, unit: Sequence[Chosen], pairs: Pairs) -> tuple[Line, Row]:
         rated = scored(unit, pairs.score)
         if len(rated) == 1:
             raise LeftOut("a single answer")
-        (most, better), (least, worse) = max(rated, key=_score), min(rated, key=_score)
+        most, best = max(rated, key=itemgetter(0))
+        least, worst = min(rated, key=itemgetter(0))
         if most == least:
             raise LeftOut("a tie")
-        if most - least < pairs.margin:
+        if most - least < pairs.margin and not math.isclose(most - least, pairs.margin):
             raise LeftOut("less than the margin apart")
-        line = PAIR_FORMS[self.form](_row(better), _row(worse))
-        return line, replace(better.origin, rejected=worse.origin)
+        better, worse = (Exchange.answered(_row(each)) for each in (best, worst))
+        if better.asked != worse.asked:
+            raise LeftOut("answers to different prompts")
+        return PAIR_FORMS[self.form](better, worse), {**best.origin, "rejected": worst.origin}
 
 
 def tell_trainer(
@@ -117,18 +131,20 @@ def tell_trainer(
     """Write what the trainer needs beside the files of these rows by path. In a mixture a file
     counts as often as the pattern says that matches it. InputError when LLaMA-Factory's list of
     data sets cannot be read."""
-    if examples.form == "tuner":
-        training, *held_out = (str(folder / path) for path in rows)
-        config = tuner_config(training, held_out[0] if held_out else None)
+    if examples.form == TASKS:
+        config = tuner_config(*(str(folder / path) for path in rows))
         text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
         write_bytes(folder / TUNER, text.encode())
     elif examples.form == "mixture":
         write_bytes(folder / MIXTURE, _indented(_mixture(rows, repeats)))
     elif examples.form in COLUMNS:
-        place, is_of_pairs = folder / DATASET_INFO, examples.pairs is not None
+        place = folder / DATASET_INFO
         known = _known(place) if exists(place) else {}
         for path in rows:
             name = path.removesuffix(".jsonl").replace(",", "_")
+            while known.get(name, {}).get("file_name", path) != path:
+                name += "_"
+            is_of_pairs = examples.pairs is not None
             known[name] = dataset_info(examples.form, path, is_of_pairs=is_of_pairs)
         write_bytes(place, _indented(known))
 
@@ -146,11 +162,11 @@ def _known(place: Place) -> Row:
 def _mixture(rows: Mapping[str, int], repeats: Mapping[str, int]) -> Row:
     """What is held out counts once."""
     mixed: dict[str, list[Row]] = {TRAIN: []}
-    for path, count in rows.items():
+    for path, number in rows.items():
         part = VALIDATION if path.startswith(f"{VALIDATION}/") else TRAIN
-        times = (number for pattern, number in repeats.items() if matches(path, pattern))
+        times = (times for pattern, times in repeats.items() if matches(path, pattern))
         repeat = next(times, 1) if part == TRAIN else 1
-        mixed.setdefault(part, []).append({"file": path, "rows": count, "repeat": repeat})
+        mixed.setdefault(part, []).append({"file": path, "rows": number, "repeat": repeat})
     return {"seed": 42, **mixed}
 
 
@@ -162,7 +178,3 @@ def _row(chosen: Chosen) -> Row:
     if isinstance(chosen.item, BadLine):
         raise LeftOut("a line that is no row")
     return chosen.item
-
-
-def _score(rated: tuple[float, Chosen]) -> float:
-    return rated[0]

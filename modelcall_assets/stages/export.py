@@ -4,13 +4,13 @@ where each row came from."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import datetime
+from io import BufferedWriter
 from pathlib import PurePosixPath
-from types import TracebackType
-from typing import Literal
+from typing import Any, Literal
 
 import orjson
 import pyarrow as pa
@@ -20,11 +20,13 @@ from modelcall_assets.records.outcome import BadLine, Row, bad_line, moved_names
 from modelcall_assets.stages.examples import Examples
 from modelcall_assets.stages.responses import FAILED_BEFORE
 from modelcall_assets.stages.selection import (
+    WHOLE,
     Chosen,
     Selection,
     Split,
-    chosen_of,
+    chosen_batches,
     chosen_rows,
+    columns_of,
     joined_schema,
 )
 from modelcall_assets.stages.source import Published
@@ -40,9 +42,7 @@ from modelcall_assets.storage.files import (
 from modelcall_assets.storage.listing import exists
 from modelcall_assets.storage.parquet import ParquetSink
 from modelcall_assets.storage.places import Place
-from modelcall_assets.storage.rows import Batch
 from modelcall_assets.transforms import encode
-from modelcall_assets.transforms.training import Origin
 from modelcall_assets.transforms.transcript import dialogue_pieces, turns_of
 
 ORIGINS = ".modelcall"
@@ -60,7 +60,7 @@ class Form:
     old_names: bool = False
     keep_retries: bool = False
     """Whether what has the old names already gets other ones, as the old system gave them."""
-    split: Split = field(default_factory=Split)
+    split: Split = WHOLE
     examples: Examples | None = None
     """What is written in place of the rows."""
 
@@ -79,76 +79,51 @@ class Exported:
     written: dict[str, int] = field(default_factory=dict[str, int])
     left_out: Counter[str] = field(default_factory=Counter[str])
 
-    @property
-    def rows(self) -> int:
-        return sum(self.written.values())
-
 
 def export_files(
-    files: Sequence[Published],
-    stem: PurePosixPath,
+    groups: Mapping[PurePosixPath, Sequence[Published]],
     folder: Place,
     selection: Selection,
     form: Form,
 ) -> Exported:
-    """Publish the selected rows of files as one below `folder`, in order; `stem` is its path
+    """Publish the selected rows of the files of a group as one below `folder`, in order, at a path
     without suffix. A file of failed rows exists only when there are any."""
     exported = Exported()
-    is_table = form.format == "parquet"
-    schema = joined_schema(files, selection) if is_table else None
-    with ExitStack() as stack:
-        outputs: dict[tuple[str, bool], _Output] = {}
-        for part, is_error, path in form.targets(stem):
-            output = _Output(folder, path, is_error, files[0].stage.name, schema)
-            outputs[part, is_error] = stack.enter_context(output)
-        if form.examples is not None:
-            chosen = chosen_rows(files, selection, form.split)
-            for part, line, origin in form.examples.of(chosen, exported.left_out):
-                outputs[part, False].add(line, origin)
-        else:
-            for file in files:
-                file.check()
-                for batch in file.batches():
-                    for key, chosen in _routed(file, batch, selection, form).items():
-                        outputs[key].copy(batch, chosen)
-        if form.keep_retries:
-            for part in form.split.parts:
+    for stem, files in groups.items():
+        for file in files:
+            file.check()
+        schema = joined_schema(files, selection) if form.format == "parquet" else None
+        with ExitStack() as opened:
+            outputs = {
+                (part, is_error): _Output(opened, folder, path, files[0].stage.name, schema)
+                for part, is_error, path in form.targets(stem)
+            }
+            _write(files, selection, form, outputs, exported.left_out)
+            for part in form.split.parts if form.keep_retries else ():
                 _keep(outputs[part, False].place, outputs[part, True].place)
-        for output in outputs.values():
-            if output.rows or not output.is_of_failures:
-                output.commit()
-                exported.written[output.path.as_posix()] = output.rows
-            else:
-                output.drop()
+            for (_, is_error), output in outputs.items():
+                if output.rows or not is_error:
+                    output.commit()
+                    exported.written[output.path.as_posix()] = output.rows
+                else:
+                    output.drop()
     return exported
 
 
 def record_export(
     folder: Place,
+    options: Mapping[str, Any],
     files: Sequence[Published],
-    form: Form,
-    condition: str | None,
-    keep: str,
-    exports: Sequence[Exported],
+    exported: Exported,
     when: datetime,
 ) -> None:
-    """Write down what was exported beside the origins of the rows."""
+    """Write down what was exported, and how, beside the origins of the rows."""
     rows = Counter[str]()
     for file in files:
         rows[f"{file.stage.spec.name}/{file.stage.name}"] += file.manifest.rows
-    left_out = sum((each.left_out for each in exports), Counter[str]())
-    record = {
-        "time": when.isoformat(timespec="seconds"),
-        "rows": rows,
-        "keep": keep,
-        "condition": condition,
-        "form": None if form.examples is None else form.examples.form,
-        "pairs": None if form.examples is None else form.examples.pairs,
-        "split": form.split,
-        "written": {path: count for each in exports for path, count in each.written.items()},
-        "left_out": left_out,
-    }
-    data = orjson.dumps(record, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+    record = {"time": when.isoformat(timespec="seconds"), "options": options, "rows": rows}
+    record |= {"written": exported.written, "left_out": exported.left_out}
+    data = orjson.dumps(record, default=str, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
     write_bytes(folder / ORIGINS / RECORD, data)
 
 
@@ -161,11 +136,13 @@ def export_dialogues(
 
     def conversations() -> Iterator[Row]:
         nonlocal count
-        for chosen in chosen_rows(files, selection, Split()):
+        for chosen in chosen_rows(files, selection):
             if not isinstance(chosen.item, BadLine) and turns_of(chosen.item):
                 count += 1
                 yield chosen.item
 
+    for file in files:
+        file.check()
     with publish(path) as log:
         write_lines(log, (piece.encode() for piece in dialogue_pieces(conversations(), when)))
         if not count:
@@ -173,15 +150,31 @@ def export_dialogues(
     return count
 
 
-def _routed(
-    file: Published, batch: Batch, selection: Selection, form: Form
-) -> dict[tuple[str, bool], list[Chosen]]:
-    """Chosen rows of a batch by the target that they go to."""
-    routed: dict[tuple[str, bool], list[Chosen]] = {}
-    for chosen in chosen_of(file, batch, selection, form.split):
-        is_error = form.old_names and file.failure_of(chosen.item) is not None
-        routed.setdefault((chosen.part, is_error), []).append(chosen)
-    return routed
+def _write(
+    files: Sequence[Published],
+    selection: Selection,
+    form: Form,
+    outputs: Mapping[tuple[str, bool], _Output],
+    left_out: Counter[str],
+) -> None:
+    """Each row, or what it is an example of, to its target."""
+    if form.examples is not None:
+        chosen = chosen_rows(files, selection, form.split)
+        for part, line, origin in form.examples.of(chosen, left_out):
+            outputs[part, False].add(line, origin)
+        return
+    for batch, rows in chosen_batches(files, selection, form.split):
+        routed: dict[tuple[str, bool], list[Chosen]] = {}
+        for each in rows:
+            is_error = form.old_names and each.file.failure_of(each.item) is not None
+            routed.setdefault((each.part, is_error), []).append(each)
+        for (part, is_error), some in routed.items():
+            output = outputs[part, is_error]
+            if output.parquet is not None:
+                output.parquet.write(columns_of(batch, some, output.parquet.schema))
+            for each in some:
+                line = _line(each, is_error) if output.parquet is None else b""
+                output.add(line, each.origin)
 
 
 def _keep(good: Place, failed: Place) -> None:
@@ -199,79 +192,51 @@ def _keep(good: Place, failed: Place) -> None:
             copy(place, good.parent / f"{stem}_{kind}_retry_{number}.jsonl")
 
 
-class _Output(AbstractContextManager["_Output"]):
+class _Output:
     """A new file, and beside it the origin of each of its rows. They appear with `commit`."""
 
     def __init__(
         self,
+        opened: ExitStack,
         folder: Place,
         path: PurePosixPath,
-        is_of_failures: bool,
         stage: str,
         schema: pa.Schema | None,
     ) -> None:
-        self.path, self.place, self.is_of_failures = path, folder / path, is_of_failures
-        self.rows = 0
-        self._origins_at = folder / ORIGINS / path.with_name(f"{path.name}.jsonl")
-        self._lines, self._origins, self._held = list[bytes](), list[bytes](), 0
-        with ExitStack() as stack:
-            self._file = stack.enter_context(NewFile(self.place))
-            self._parquet = None
-            if schema is not None:
-                self._parquet = stack.enter_context(ParquetSink(self._file, stage, schema))
-            self._origins_file = stack.enter_context(NewFile(self._origins_at))
-            self._open = stack.pop_all()
+        self.path, self.place, self.rows = path, folder / path, 0
+        origins = folder / ORIGINS / path.with_name(f"{path.name}.jsonl")
+        self._files = [opened.enter_context(NewFile(place)) for place in (self.place, origins)]
+        self._lines, self._origins = (
+            opened.enter_context(BufferedWriter(file, LINES_BYTES)) for file in self._files
+        )
+        self.parquet = None
+        if schema is not None:
+            self.parquet = opened.enter_context(ParquetSink(self._files[0], stage, schema))
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._open.__exit__(kind, error, trace)
-
-    def add(self, line: bytes, origin: Origin) -> None:
-        told = encode(origin.told)
-        self._lines.append(line)
-        self._origins.append(told)
-        self._held += len(line) + len(told)
+    def add(self, line: bytes, origin: Row) -> None:
+        self._lines.write(line)
+        self._origins.write(encode(origin))
         self.rows += 1
-        if self._held >= LINES_BYTES:
-            self._flush()
-
-    def copy(self, batch: Batch, rows: Sequence[Chosen]) -> None:
-        parquet = self._parquet
-        if parquet is not None:
-            if any(isinstance(each.item, BadLine) for each in rows):
-                name = rows[0].file.name
-                raise InputError(f"{name}: bad lines have no columns; export them as JSONL")
-            offsets = pa.array([each.index - batch.start for each in rows], pa.int64())
-            parquet.write(batch.to_arrow(parquet.schema).take(offsets))
-        for each in rows:
-            self.add(b"" if parquet is not None else self._line(each), each.origin)
 
     def commit(self) -> None:
-        self._flush()
-        if self._parquet is not None:
-            self._parquet.close()
-        self._file.commit()
-        self._origins_file.commit()
+        if self.parquet is not None:
+            self.parquet.close()
+        self._lines.flush()
+        self._origins.flush()
+        for file in self._files:
+            file.commit()
 
     def drop(self) -> None:
-        delete(self.place)
-        delete(self._origins_at)
+        for file in self._files:
+            delete(file.place)
 
-    def _line(self, chosen: Chosen) -> bytes:
-        item = chosen.item
-        if isinstance(item, BadLine):
-            error = {"reason": bad_line(item).reason, "detail": item.detail, "raw": item.raw}
-            item = {"id": chosen.id, "error": error}
-        return encode(_old_failure(chosen, item) if self.is_of_failures else item)
 
-    def _flush(self) -> None:
-        self._file.write(b"".join(self._lines))
-        self._origins_file.write(b"".join(self._origins))
-        self._lines, self._origins, self._held = [], [], 0
+def _line(chosen: Chosen, is_old_failure: bool) -> bytes:
+    item = chosen.item
+    if isinstance(item, BadLine):
+        error = {"reason": bad_line(item).reason, "detail": item.detail, "raw": item.raw}
+        item = {"id": chosen.id, "error": error}
+    return encode(_old_failure(chosen, item) if is_old_failure else item)
 
 
 def _old_failure(chosen: Chosen, row: Row) -> Row:

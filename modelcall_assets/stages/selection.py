@@ -1,11 +1,13 @@
 """Which rows of what tasks have published: chosen, split and sampled; the columns they share."""
 
 import hashlib
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from heapq import heappush, heappushpop
-from itertools import groupby
+from itertools import chain, groupby
+from operator import itemgetter
 from typing import Literal
 
 import pyarrow as pa
@@ -15,15 +17,15 @@ from modelcall_assets.errors import InputError, Problem, SetupError
 from modelcall_assets.records.outcome import BadLine, Row, short
 from modelcall_assets.stages.source import Published
 from modelcall_assets.storage.rows import Batch
-from modelcall_assets.storage.values import JSON_TEXT, SchemaInference, has, is_json_text
+from modelcall_assets.storage.values import SchemaInference, has
 from modelcall_assets.transforms import Where, value_at
-from modelcall_assets.transforms.training import LeftOut, Origin, score_of
+from modelcall_assets.transforms.training import LeftOut
 
 Keep = Literal["successes", "failures", "all"]
 TRAIN, VALIDATION = "train", "validation"
 MOST_STRATA = 1000
 SAMPLE = "sample"
-_WHOLE = 1 << 64
+_MOST_LOT = 1 << 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +61,10 @@ class Split:
     def part_of(self, record: str) -> str:
         if not self.share:
             return ""
-        hashed = hashlib.sha256(f"{self.seed}:{record}".encode("utf-8", "surrogatepass")).digest()
-        share = int.from_bytes(hashed[:8], "big") / _WHOLE
-        return VALIDATION if share < self.share else TRAIN
+        return VALIDATION if _lot(f"{self.seed}:{record}") / _MOST_LOT < self.share else TRAIN
+
+
+WHOLE = Split()
 
 
 @dataclass(slots=True)
@@ -75,11 +78,21 @@ class Chosen:
     part: str
 
     @property
-    def origin(self) -> Origin:
+    def sample(self) -> int | None:
         sample = self.item.get(SAMPLE) if isinstance(self.item, dict) else None
-        number = sample if isinstance(sample, int) else None
-        task, name = self.file.stage.spec.name, self.file.name
-        return Origin(task, name, self.index + 1, self.id, number)
+        return sample if isinstance(sample, int) else None
+
+    @property
+    def name(self) -> str:
+        """Of a record's samples each has its own."""
+        return self.id if self.sample is None else f"{self.id}#{self.sample}"
+
+    @property
+    def origin(self) -> Row:
+        """Where it came from; `row` counts from 1."""
+        task, file = self.file.stage.spec.name, self.file.name
+        sample = {} if self.sample is None else {SAMPLE: self.sample}
+        return {"task": task, "file": file, "row": self.index + 1, "id": self.id, **sample}
 
 
 def label_of(file: Published) -> str:
@@ -87,21 +100,34 @@ def label_of(file: Published) -> str:
     return f"{file.stage.spec.name}/{file.name}"
 
 
-def chosen_of(
-    file: Published, batch: Batch, selection: Selection, split: Split
-) -> Iterator[Chosen]:
-    for index, item in enumerate(batch.items, batch.start):
-        if selection.takes(file, index, item):
-            record = file.identity(index, item)
-            yield Chosen(file, index, item, record, split.part_of(record))
-
-
-def chosen_rows(files: Sequence[Published], selection: Selection, split: Split) -> Iterator[Chosen]:
-    """Of files of any tasks, in order. InputError when one is not as it was published."""
+def chosen_batches(
+    files: Sequence[Published], selection: Selection, split: Split
+) -> Iterator[tuple[Batch, list[Chosen]]]:
+    """Of files of any tasks, in order."""
     for file in files:
-        file.check()
         for batch in file.batches():
-            yield from chosen_of(file, batch, selection, split)
+            rows = list[Chosen]()
+            for index, item in enumerate(batch.items, batch.start):
+                if selection.takes(file, index, item):
+                    record = file.identity(index, item)
+                    rows.append(Chosen(file, index, item, record, split.part_of(record)))
+            yield batch, rows
+
+
+def chosen_rows(
+    files: Sequence[Published], selection: Selection, split: Split = WHOLE
+) -> Iterator[Chosen]:
+    return chain.from_iterable(rows for _, rows in chosen_batches(files, selection, split))
+
+
+def columns_of(batch: Batch, rows: Sequence[Chosen], schema: pa.Schema) -> pa.RecordBatch:
+    """The chosen rows of a batch. InputError where one is a line that could not be read."""
+    for each in rows:
+        if isinstance(each.item, BadLine):
+            name = each.file.name
+            raise InputError(f"{name}: bad lines have no columns; export them as JSONL")
+    offsets = pa.array([each.index - batch.start for each in rows], pa.int64())
+    return batch.to_arrow(schema).take(offsets)
 
 
 def samples(chosen: Iterable[Chosen]) -> Iterator[list[Chosen]]:
@@ -111,12 +137,13 @@ def samples(chosen: Iterable[Chosen]) -> Iterator[list[Chosen]]:
 
 
 def scored(rows: Iterable[Chosen], score: str) -> list[tuple[float, Chosen]]:
-    """Those that have a score, with it. LeftOut when there are none."""
-    found = [
-        (value, each)
-        for each in rows
-        if isinstance(each.item, dict) and (value := score_of(each.item, score)) is not None
-    ]
+    """Those that have a finite number as their score, with it; true is 1 and false 0. LeftOut when
+    there are none."""
+    found = list[tuple[float, Chosen]]()
+    for each in rows:
+        value = value_at(each.item, score) if isinstance(each.item, dict) else None
+        if isinstance(value, int | float) and math.isfinite(value):
+            found.append((value, each))
     if not found:
         raise LeftOut("no score")
     return found
@@ -128,13 +155,13 @@ def best_of(
     """Of the samples of each record the one with the greatest score, the first of several; and how
     many records had none, or several."""
     only, told = set[tuple[str, int]](), Counter[str]()
-    for rows in samples(chosen_rows(files, selection, Split())):
+    for rows in samples(chosen_rows(files, selection)):
         try:
             found = scored(rows, score)
         except LeftOut as why:
             told[str(why)] += 1
             continue
-        most, best = max(found, key=lambda each: each[0])
+        most, best = max(found, key=itemgetter(0))
         told["a tie, the first taken"] += sum(value == most for value, _ in found) > 1
         only.add((label_of(best.file), best.index))
     return replace(selection, only=only), +told
@@ -147,18 +174,20 @@ def joined_schema(files: Sequence[Published], selection: Selection) -> pa.Schema
     for file in files:
         if (schema := file.schema) is not None:
             recorded.append((file, schema))
-            continue
-        for batch in file.batches():
-            rows = enumerate(batch.items, batch.start)
-            taken = (row for index, row in rows if selection.takes(file, index, row))
-            inference.add([row for row in taken if isinstance(row, dict)])
+        else:
+            for _, rows in chosen_batches([file], selection, WHOLE):
+                inference.add([each.item for each in rows if isinstance(each.item, dict)])
     if len(files) == len(recorded) and all(schema.equals(recorded[0][1]) for _, schema in recorded):
         return recorded[0][1]
     for _, schema in recorded:
         inference.add_types(schema)
     joined = inference.schema()
-    for name in {name for each in recorded for name in _misfits(*each, joined)}:
-        inference.add_types(pa.schema([pa.field(name, pa.string(), metadata=JSON_TEXT)]))
+    for file, schema in recorded:
+        wider = [each.name for each in schema if each.type != joined.field(each.name).type]
+        numbers = [name for name in wider if has(schema.field(name).type, pa.types.is_integer)]
+        for batch in file.batches() if numbers else ():  # which a double may not hold
+            rows = [row for row in batch.items if isinstance(row, dict)]
+            inference.add([{name: row.get(name) for name in numbers} for row in rows])
     return inference.schema()
 
 
@@ -169,18 +198,15 @@ def stratified(
     values, as far as it has them. InputError when no row has the column, or it has more than 1,000
     values."""
     strata = defaultdict[str, list[tuple[int, str, int]]](list)
-    for file in files:
-        for index, item in file.items():
-            if isinstance(item, BadLine) or not selection.takes(file, index, item):
-                continue
-            record = f"{seed}:{file.identity(index, item)}:{item.get(SAMPLE)}"
-            lot = hashlib.sha256(record.encode("utf-8", "surrogatepass")).digest()
-            row = -int.from_bytes(lot[:8], "big"), label_of(file), index
-            stratum = strata["" if by is None else str(value_at(item, by))]
-            if len(stratum) < size:
-                heappush(stratum, row)
-            else:
-                heappushpop(stratum, row)
+    for each in chosen_rows(files, selection):
+        if isinstance(each.item, BadLine):
+            continue
+        row = -_lot(f"{seed}:{each.id}:{each.item.get(SAMPLE)}"), label_of(each.file), each.index
+        stratum = strata["" if by is None else str(value_at(each.item, by))]
+        if len(stratum) < size:
+            heappush(stratum, row)
+        else:
+            heappushpop(stratum, row)
         if len(strata) > MOST_STRATA:
             what = f"more than {MOST_STRATA:,} values; take a column with few"
             raise InputError(f"--by {by}: {what}")
@@ -200,13 +226,12 @@ def check_columns(names: Iterable[str], files: Sequence[Published], option: str)
     """SetupError when the first rows of no file have a column that the option names."""
     missing, found = set(names), set[str]()
     for file in files:
-        first = next(file.batches(), None)
-        rows = [] if first is None else [row for row in first.items if isinstance(row, dict)]
-        found.update(*rows)
-        missing = {name for name in missing if found.isdisjoint((name, name.partition(".")[0]))}
         if not missing:
             return
-    if found:
+        first = next(file.batches(), None)
+        found.update(*(row for row in (first.items if first else ()) if isinstance(row, dict)))
+        missing = {name for name in missing if found.isdisjoint((name, name.partition(".")[0]))}
+    if found and missing:
         fixes = {name: did_you_mean(name, found) for name in sorted(missing)}
         expected = f"one of {', '.join(map(short, sorted(found)))}"
         raise SetupError(
@@ -217,19 +242,5 @@ def check_columns(names: Iterable[str], files: Sequence[Published], option: str)
         )
 
 
-def _misfits(file: Published, recorded: pa.Schema, joined: pa.Schema) -> Iterator[str]:
-    """Columns of the file with a number that their joined type does not hold."""
-    doubtful = {
-        field.name: wide.type
-        for field, wide in ((field, joined.field(field.name)) for field in recorded)
-        if field.type != wide.type
-        and has(field.type, pa.types.is_integer)
-        and not is_json_text(wide)
-    }
-    for batch in file.batches() if doubtful else ():
-        columns = batch.to_arrow(recorded)
-        for name, kind in doubtful.items():
-            try:
-                columns.column(name).cast(kind)
-            except pa.ArrowInvalid:
-                yield name
+def _lot(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big")

@@ -1,16 +1,16 @@
-"""Conversations as trainers read them: a row and where it came from → a line of JSON."""
+"""Conversations as trainers read them: a row → a line of JSON, by way of an exchange."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from itertools import cycle
+from typing import Any, cast
 
 import orjson
 
 from modelcall_assets.records.outcome import Row
-from modelcall_assets.transforms import json_safe, value_at
+from modelcall_assets.transforms import json_safe
 from modelcall_assets.transforms.chatml import Message, without_nulls
 from modelcall_assets.transforms.transcript import messages_in
 
@@ -18,8 +18,9 @@ Line = Row | list[Message]
 CHAT_URL = "/v1/chat/completions"
 _SYSTEM = ("system", "developer")
 _FROM = {"user": "human", "assistant": "gpt", "tool": "observation", "function": "observation"}
-_CALLS = ("tool_calls", "function_call")
-NO_ANSWER, NO_TEXT = "no answer at the end", "content that is not text"
+_CALLS = frozenset({"tool_calls", "function_call"})
+NO_QUESTION, NO_ANSWER = "nothing that is asked", "no answer at the end"
+NO_TEXT = "content that is not text"
 
 
 class LeftOut(Exception):
@@ -27,109 +28,87 @@ class LeftOut(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Origin:
-    """Where a row came from; `row` counts from 1. `scores` are names of columns."""
+class Exchange:
+    """What is asked, and the assistant's last turns, which answer it; there may be none."""
 
-    task: str = ""
-    file: str = ""
-    row: int = 0
-    id: str = ""
-    sample: int | None = None
-    scores: Sequence[str] = ()
-    rejected: Origin | None = None
-    """Of a pair the other one."""
+    row: Row
+    asked: list[Message]
+    answer: list[Message]
+
+    @classmethod
+    def of(cls, row: Row) -> Exchange:
+        """Of `final_messages`, else `messages`, with the `response` as their answer."""
+        final = messages_in(row.get("final_messages"))
+        messages = final or messages_in(row.get("messages"))
+        if not messages:
+            raise LeftOut("no messages")
+        if not all(isinstance(_fields(turn).get("role"), str) for turn in messages):
+            raise LeftOut("messages that are no turns")
+        turns = [_plain(turn) for turn in messages]
+        if any(turn["role"] not in (*_SYSTEM, *_FROM) for turn in turns):
+            raise LeftOut("a turn of another role")
+        end, response = len(turns), row.get("response")
+        while end and turns[end - 1]["role"] == "assistant":
+            end -= 1
+        if not final and isinstance(response, str) and response:
+            turns[end:] = [{"role": "assistant", "content": response}]
+        _check_content(turns[:end])
+        return cls(row, turns[:end], turns[end:])
+
+    @classmethod
+    def answered(cls, row: Row) -> Exchange:
+        """Of a row that has an answer to something."""
+        exchange = cls.of(row)
+        if not exchange.answer:
+            raise LeftOut(NO_ANSWER)
+        if not exchange.asked:
+            raise LeftOut(NO_QUESTION)
+        _check_content(exchange.answer)
+        return exchange
 
     @property
-    def told(self) -> Row:
-        told: Row = {"task": self.task, "file": self.file, "row": self.row, "id": self.id}
-        if self.sample is not None:
-            told["sample"] = self.sample
-        if self.rejected is not None:
-            told["rejected"] = self.rejected.told
-        return told
+    def turns(self) -> list[Message]:
+        return self.asked + self.answer
 
     @property
-    def unique_id(self) -> str:
-        """Of a record's samples each has its own."""
-        return self.id if self.sample is None else f"{self.id}#{self.sample}"
+    def tools(self) -> Row:
+        """As a field; none where there are none."""
+        tools = self.row.get("tools")
+        listed = messages_in(tools)
+        if tools and not listed and tools != "[]":
+            raise LeftOut("tools that are no list")
+        return {"tools": listed} if listed else {}
+
+    @property
+    def tools_text(self) -> str:
+        """The functions as JSON; empty where there are none."""
+        tools = [_fields(tool).get("function", tool) for tool in self.tools.get("tools", ())]
+        return _json(tools) if tools else ""
 
 
-class LineForm(Protocol):
-    def __call__(self, row: Row, origin: Origin = ..., /) -> Line: ...
-
-
-PairForm = Callable[[Row, Row], Row]
-"""Of the better and the worse answer to a prompt."""
-
-
-def conversation(row: Row) -> list[Message]:
-    """All turns: `final_messages`, else `messages`, with the `response` as their answer."""
-    final = messages_in(row.get("final_messages"))
-    messages = final or messages_in(row.get("messages"))
-    if not messages:
-        raise LeftOut("no messages")
-    if not all(isinstance(_fields(turn).get("role"), str) for turn in messages):
-        raise LeftOut("messages that are no turns")
-    turns = [*map(without_nulls, messages)]
-    response = row.get("response")
-    if not final and isinstance(response, str) and response:
-        turns = [*_asked(turns), {"role": "assistant", "content": response}]
-    return turns
-
-
-def customjson(row: Row, origin: Origin = Origin()) -> list[Message]:
+def customjson(exchange: Exchange) -> list[Message]:
     """An array of turns, the user's and the assistant's by turns; what the system says stands
     before what the user says first."""
-    system, turns = _spoken(conversation(row))
-    if len(turns) < 2:
-        raise LeftOut(NO_ANSWER)
+    system, texts = _spoken(exchange)
     if system:
-        turns[0] = {"role": "user", "content": f"{system}\n\n{turns[0]['content']}"}
-    return turns
+        texts[0] = f"{system}\n\n{texts[0]}"
+    roles = cycle(("user", "assistant"))
+    return [{"role": role, "content": text} for role, text in zip(roles, texts, strict=False)]
 
 
-def tuner(row: Row, origin: Origin = Origin()) -> Row:
-    """A task of AgentScope Tuner. Where more is asked than one question, `init_messages` are all
-    turns that are asked: a trainer begins with them, and with `main_query` only without them."""
-    turns = conversation(row)
-    asked = _asked(turns)
-    query = next((turn for turn in reversed(asked) if turn["role"] == "user"), None)
-    if query is None:
-        raise LeftOut("no question of a user")
-    answer = turns[len(asked) :]
-    reference = row.get("reference")
-    if reference is None and answer:
-        reference = answer[-1].get("content")
-    scores = {name: row.get(name) for name in origin.scores}
-    return {
-        "main_query": _text(query),
-        "init_messages": [] if asked == [query] else asked,
-        "task_id": origin.unique_id,
-        "env_type": "no_env",
-        "metadata": {"reference": reference, "scores": scores, "provenance": origin.told},
-    }
-
-
-def openai(row: Row, origin: Origin = Origin()) -> Row:
+def openai(exchange: Exchange) -> Row:
     """OpenAI's fine-tuning."""
-    turns = conversation(row)
-    _answer(turns)
-    return {"messages": [*map(_of_openai, turns)], **_given_tools(row)}
+    return {"messages": [*map(_of_openai, exchange.turns)], **exchange.tools}
 
 
-def sharegpt(row: Row, origin: Origin = Origin()) -> Row:
+def sharegpt(exchange: Exchange) -> Row:
     """LLaMA-Factory's. The user and tools speak in turn with the assistant, who says or calls."""
-    turns = conversation(row)
-    _answer(turns)
-    return _sharegpt(turns, row)
+    return _sharegpt(exchange.turns, exchange)
 
 
-def alpaca(row: Row, origin: Origin = Origin()) -> Row:
+def alpaca(exchange: Exchange) -> Row:
     """LLaMA-Factory's, for conversations without tools."""
-    turns = conversation(row)
-    _answer(turns)
-    system, spoken = _spoken(turns)
-    texts = [turn["content"] for turn in spoken]
+    system, texts = _spoken(exchange)
     *history, (question, answer) = zip(texts[::2], texts[1::2], strict=True)
     return {
         "instruction": question,
@@ -137,55 +116,71 @@ def alpaca(row: Row, origin: Origin = Origin()) -> Row:
         "output": answer,
         "system": system,
         "history": [*map(list, history)],
-        "tools": _tools_text(row),
+        "tools": exchange.tools_text,
     }
 
 
-def trl(row: Row, origin: Origin = Origin()) -> Row:
+def trl(exchange: Exchange) -> Row:
     """TRL's prompt and completion, as lists of turns."""
-    turns = conversation(row)
-    answer = _answer(turns)
-    return {"prompt": _asked(turns), "completion": answer, **_given_tools(row)}
+    return {"prompt": exchange.asked, "completion": exchange.answer, **exchange.tools}
 
 
-def trl_pair(chosen: Row, rejected: Row) -> Row:
+def trl_pair(better: Exchange, worse: Exchange) -> Row:
     """TRL's preferences."""
-    better, worse = conversation(chosen), conversation(rejected)
-    answers = {"chosen": _answer(better), "rejected": _answer(worse)}
-    return {"prompt": _asked(better), **answers, **_given_tools(chosen)}
+    answers = {"chosen": better.answer, "rejected": worse.answer}
+    return {"prompt": better.asked, **answers, **better.tools}
 
 
-def sharegpt_pair(chosen: Row, rejected: Row) -> Row:
+def sharegpt_pair(better: Exchange, worse: Exchange) -> Row:
     """LLaMA-Factory's preferences: of one turn each."""
-    better, worse = conversation(chosen), conversation(rejected)
-    answers = _answer(better), _answer(worse)
-    if any(len(answer) > 1 for answer in answers):
+    if len(better.answer) > 1 or len(worse.answer) > 1:
         raise LeftOut("an answer of several turns")
-    said, unsaid = (_said(*answer) for answer in answers)
-    return {**_sharegpt(_asked(better), chosen), "chosen": said, "rejected": unsaid}
+    answers = {"chosen": _said(better.answer[0]), "rejected": _said(worse.answer[0])}
+    return {**_sharegpt(better.asked, better), **answers}
 
 
-def openai_batch(row: Row, origin: Origin, params: Mapping[str, Any]) -> Row:
+def tuner(exchange: Exchange, name: str, scores: Row, provenance: Row) -> Row:
+    """A task of AgentScope Tuner. Where more is asked than one question, `init_messages` are all
+    turns that are asked: a trainer begins with them, and with `main_query` only without them."""
+    asked, reference = exchange.asked, exchange.row.get("reference")
+    query = next((turn for turn in reversed(asked) if turn["role"] == "user"), None)
+    if query is None:
+        raise LeftOut("no question of a user")
+    if reference is None and exchange.answer:
+        reference = exchange.answer[-1].get("content")
+    return {
+        "main_query": _text(query),
+        "init_messages": [] if asked == [query] else asked,
+        "task_id": name,
+        "env_type": "no_env",
+        "metadata": {"reference": reference, "scores": scores, "provenance": provenance},
+    }
+
+
+def openai_batch(exchange: Exchange, name: str, params: Mapping[str, Any]) -> Row:
     """A request of OpenAI's Batch API, to be answered; `params` are all fields of its body but
     the messages."""
-    asked = _asked(conversation(row))
-    if not asked:
-        raise LeftOut("nothing that is asked")
-    body = {**params, "messages": [*map(_of_openai, asked)], **_given_tools(row)}
-    return {"custom_id": origin.unique_id, "method": "POST", "url": CHAT_URL, "body": body}
+    if not exchange.asked:
+        raise LeftOut(NO_QUESTION)
+    body = {**params, "messages": [*map(_of_openai, exchange.asked)], **exchange.tools}
+    return {"custom_id": name, "method": "POST", "url": CHAT_URL, "body": body}
 
 
-FORMS: Mapping[str, LineForm] = {
+FORMS: Mapping[str, Callable[[Exchange], Line]] = {
     "customjson": customjson,
     "mixture": customjson,
-    "tuner": tuner,
     "openai": openai,
     "sharegpt": sharegpt,
     "alpaca": alpaca,
     "trl": trl,
 }
-PAIR_FORMS: Mapping[str, PairForm] = {"trl": trl_pair, "sharegpt": sharegpt_pair}
-REQUESTS = "openai-batch"
+"""Of an exchange that has an answer."""
+PAIR_FORMS: Mapping[str, Callable[[Exchange, Exchange], Row]] = {
+    "trl": trl_pair,
+    "sharegpt": sharegpt_pair,
+}
+"""Of the better and the worse answer to a prompt."""
+TASKS, REQUESTS = "tuner", "openai-batch"
 COLUMNS = {
     "sharegpt": {"messages": "conversations"},
     "alpaca": {
@@ -205,7 +200,7 @@ def dataset_info(form: str, file_name: str, *, is_of_pairs: bool) -> Row:
     return info
 
 
-def tuner_config(training: str, validation: str | None) -> Row:
+def tuner_config(training: str, validation: str | None = None) -> Row:
     """The task reader's settings by the root keys of both generations, with a file for each."""
     files = {"training": training, "validation": validation}
     paths = {name: {"file_path": path} for name, path in files.items() if path is not None}
@@ -213,55 +208,51 @@ def tuner_config(training: str, validation: str | None) -> Row:
     return {root: {"task_reader": {"type": kind, kind: paths}} for root, kind in kinds.items()}
 
 
-def score_of(row: Row, column: str) -> float | None:
-    """True is 1 and false 0; None of what is no finite number."""
-    value = value_at(row, column)
-    is_number = isinstance(value, int | float) and math.isfinite(value)
-    return float(value) if is_number else None
+def _check_content(turns: list[Message]) -> None:
+    """LeftOut where a turn says nothing, and calls nobody."""
+    for turn in turns:
+        content = turn.get("content")
+        if not isinstance(content, str | list) and (content is not None or not _calls(turn)):
+            raise LeftOut(NO_TEXT)
 
 
-def _asked(turns: list[Message]) -> list[Message]:
-    """Without the assistant's last turns."""
-    end = len(turns)
-    while end and turns[end - 1]["role"] == "assistant":
-        end -= 1
-    return turns[:end]
+def _spoken(exchange: Exchange) -> tuple[str, list[str]]:
+    """What the system says, and what user and assistant say by turns."""
+    system, said = _by_turns(exchange.turns)
+    if any(turn["from"] not in ("human", "gpt") for turn in said):
+        raise LeftOut("calls of tools")
+    return system, [turn["value"] for turn in said]
 
 
-def _answer(turns: list[Message]) -> list[Message]:
-    if not (answer := turns[len(_asked(turns)) :]):
-        raise LeftOut(NO_ANSWER)
-    return answer
+def _sharegpt(turns: list[Message], exchange: Exchange) -> Row:
+    system, said = _by_turns(turns)
+    return {"conversations": said, "system": system, "tools": exchange.tools_text}
 
 
-def _spoken(turns: list[Message]) -> tuple[str, list[Message]]:
-    """What the system says, and the turns of user and assistant, who must alternate."""
+def _by_turns(turns: list[Message]) -> tuple[str, list[Message]]:
+    """What the system says first, and ShareGPT's turns, of which the assistant has every other."""
     system, turns = _system(turns)
-    spoken = list[Message]()
-    for at, turn in enumerate(turns):
-        role = turn["role"]
-        if role not in ("user", "assistant"):
-            raise LeftOut(_strange(role))
-        if any(map(turn.get, _CALLS)):
-            raise LeftOut("calls of tools")
-        if role != ("assistant" if at % 2 else "user"):
+    said = [*map(_said, turns)]
+    for at, turn in enumerate(said):
+        if (turn["from"] in ("gpt", "function_call")) != bool(at % 2):
             raise LeftOut("turns that do not alternate")
-        spoken.append({"role": role, "content": _text(turn)})
-    return system, spoken
+    return system, said
 
 
 def _system(turns: list[Message]) -> tuple[str, list[Message]]:
-    count = 0
-    while count < len(turns) and turns[count]["role"] in _SYSTEM:
-        count += 1
+    """What the system says first, and the other turns, which are not its own."""
+    count = next((at for at, turn in enumerate(turns) if turn["role"] not in _SYSTEM), len(turns))
+    if any(turn["role"] in _SYSTEM for turn in turns[count:]):
+        raise LeftOut("a system's turn that is not the first")
     return "\n\n".join(map(_text, turns[:count])), turns[count:]
 
 
 def _text(turn: Message) -> str:
     content = turn.get("content")
-    parts = messages_in(content) if isinstance(content, list) else []
-    if parts and all(_fields(part).get("type") == "text" for part in parts):
-        content = "".join(str(part.get("text") or "") for part in parts)
+    if isinstance(content, list):
+        parts = [*map(_fields, messages_in(content))]
+        if parts and all(part.get("type") == "text" for part in parts):
+            content = "".join(str(part.get("text") or "") for part in parts)
     if not isinstance(content, str):
         raise LeftOut(NO_TEXT)
     return content
@@ -272,71 +263,49 @@ def _of_openai(turn: Message) -> Message:
     parts = messages_in(turn["content"]) if isinstance(turn.get("content"), list) else []
     if any(str(_fields(part).get("type")).startswith("python") for part in parts):
         raise LeftOut(NO_TEXT)
-    calls = messages_in(turn.get("tool_calls"))
-    return {**turn, "tool_calls": [*map(_written_call, calls)]} if calls else turn
+    written = [call | {"function": _written(function)} for call, function in _calls(turn)]
+    return {**turn, "tool_calls": written} if "tool_calls" in turn else turn
 
 
-def _written_call(call: Any) -> Any:
-    function = _fields(_fields(call).get("function"))
+def _written(function: Row) -> Row:
     arguments = function.get("arguments")
-    if arguments is None or isinstance(arguments, str):
-        return call
-    return {**call, "function": {**function, "arguments": _json(arguments)}}
-
-
-def _sharegpt(turns: list[Message], row: Row) -> Row:
-    system, turns = _system(turns)
-    said = [*map(_said, turns)]
-    for at, turn in enumerate(said):
-        if (turn["from"] in ("gpt", "function_call")) != bool(at % 2):
-            raise LeftOut("turns that do not alternate")
-    return {"conversations": said, "system": system, "tools": _tools_text(row)}
+    is_text = arguments is None or isinstance(arguments, str)
+    return function if is_text else function | {"arguments": _json(arguments)}
 
 
 def _said(turn: Message) -> Message:
-    role = turn["role"]
-    if role not in _FROM:
-        raise LeftOut(_strange(role))
-    if not any(map(turn.get, _CALLS)):
-        return {"from": _FROM[role], "value": _text(turn)}
+    calls = [_read_call(function) for _, function in _calls(turn)]
+    if not calls:
+        return {"from": _FROM[turn["role"]], "value": _text(turn)}
     if turn.get("content"):
         raise LeftOut("text beside calls of tools")
-    calls = messages_in(turn.get("tool_calls")) or [turn.get("function_call")]
-    return {"from": "function_call", "value": _json([*map(_read_call, calls)])}
+    return {"from": "function_call", "value": _json(calls)}
 
 
-def _read_call(call: Any) -> Row:
-    function = _fields(_fields(call).get("function")) or _fields(call)
+def _read_call(function: Row) -> Row:
     arguments = function.get("arguments")
     try:
         arguments = orjson.loads(arguments) if isinstance(arguments, str) else arguments
     except orjson.JSONDecodeError:
         raise LeftOut("arguments of calls that are no JSON") from None
-    return {"name": function.get("name"), "arguments": arguments}
+    return {"name": function["name"], "arguments": arguments}
 
 
-def _strange(role: str) -> str:
-    if role in _SYSTEM:
-        return "a system's turn that is not the first"
-    return f"a turn of a {role}" if role in _FROM else "a turn of another role"
+def _calls(turn: Message) -> list[tuple[Row, Row]]:
+    """Each with the function that it names."""
+    if _CALLS.isdisjoint(turn):
+        return []
+    calls = [*map(_fields, messages_in(turn.get("tool_calls")) or [turn.get("function_call")])]
+    named = [(call, _fields(call.get("function")) or call) for call in calls]
+    if not all(isinstance(function.get("name"), str) for _, function in named):
+        raise LeftOut("calls that name no function")
+    return named
 
 
-def _tools(row: Row) -> list[Any]:
-    tools = row.get("tools")
-    listed = messages_in(tools)
-    if tools and not listed and tools != "[]":
-        raise LeftOut("tools that are no list")
-    return listed
-
-
-def _given_tools(row: Row) -> Row:
-    return {"tools": tools} if (tools := _tools(row)) else {}
-
-
-def _tools_text(row: Row) -> str:
-    """The functions as JSON; empty where there are none."""
-    tools = [_fields(tool).get("function", tool) for tool in _tools(row)]
-    return _json(tools) if tools else ""
+def _plain(turn: Message) -> Message:
+    """Without nulls, and without a list of no calls."""
+    fields = without_nulls(turn).items()
+    return {name: value for name, value in fields if value or name not in _CALLS}
 
 
 def _fields(value: Any) -> Row:
