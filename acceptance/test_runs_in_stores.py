@@ -25,7 +25,7 @@ from project import PREPROCESS, QUIET, WORKSPACE, A, Project, merged, some_rows,
 from s3_proxy import S3Proxy
 from s3_server import S3Server
 
-from modelcall_assets.defs.instance import add_new_keys, open_instance
+from modelcall_assets.defs.instance import open_instance, register
 from modelcall_assets.defs.runs import TaskRunner
 from modelcall_assets.journal.lines import kind_of
 from modelcall_assets.journal.mirror import journal_files, open_journal
@@ -116,7 +116,7 @@ def published(task: Task, key: str = A, stage: str = "scores") -> Manifest:
     """A manifest that goes with its output."""
     manifest = read_manifest(task.stage(stage).manifest_path(key))
     assert manifest is not None and manifest.output is not None
-    assert file_digest(task.task.layout.place(manifest.output)) == manifest.output_digest
+    assert file_digest(task.layout.place(manifest.output)) == manifest.output_digest
     return manifest
 
 
@@ -135,8 +135,8 @@ def in_store(task: Task) -> list[str]:
 
 def two_minutes_pass(task: Task) -> None:
     """Then the claims of the dead do not count."""
-    assert isinstance(task.task.layout.claims, RemotePath)
-    (claim,) = claims(task.task.layout.claims)
+    assert isinstance(task.layout.claims, RemotePath)
+    (claim,) = claims(task.layout.claims)
     assert claim.key_path.startswith(f"scores/{A}/")
     delete(claim.place)
 
@@ -255,7 +255,7 @@ class TestTwoRuns:
         project.write_model({"client_config": {"max_in_flight": 100, "timeout": LONG_S}})
         other = another_machine(project, tmp_path / "other", empty_home)
         task = project.steps()
-        claim = task.task.layout.claims
+        claim = task.layout.claims
 
         def waiting() -> int:
             if isinstance(claim, RemotePath):
@@ -278,10 +278,10 @@ class TestTwoRuns:
             assert "rate/scores: another run has published 'a.jsonl' since this one" in loser
             assert "nothing is paid twice" in loser
             assert published(task).ok == 8
-            if isinstance(task.task.layout.claims, RemotePath):
+            if isinstance(task.layout.claims, RemotePath):
                 found = replies(task, tmp_path / "look")
                 assert (sum(found.values()), set(found.values())) == (16, {1})
-                assert claims(task.task.layout.claims) == []
+                assert claims(task.layout.claims) == []
                 third = another_machine(project, tmp_path / "third", empty_home)
                 code, said = ended(start(third))
                 assert code == 0, said
@@ -367,7 +367,7 @@ class TestAnywhere:
             stored.write_task({**changes, "data": data})
             with open_instance(stored.root) as instance:
                 steps = stored.steps()
-                assert TaskRunner(steps, instance).run(add_new_keys(instance, steps)).failed == []
+                assert TaskRunner(steps, instance).run(register(instance, steps).keys).failed == []
             found.append(results(steps))
         assert found[0] == found[1]
         assert server.stats()["requests"] == 24
@@ -379,7 +379,7 @@ class TestAnywhere:
     ) -> None:
         stored.write_task(places(bucket, **IN_STORE))
         with open_instance(stored.root) as instance:
-            keys = add_new_keys(instance, stored.steps())
+            keys = register(instance, stored.steps()).keys
             job = stored.definitions().resolve_implicit_global_asset_job_def()
             for key in keys:
                 result = job.execute_in_process(
@@ -439,8 +439,8 @@ class TestAnywhere:
         assert "about 0 requests" in told("plan", task)
         told("export", task, "--output", str(tmp_path / "copy"))
         assert sorted(path.name for path in (tmp_path / "copy").rglob("*.*")) != []
-        told("view", task, "--output", str(tmp_path / "view.html"))
-        assert "first-0" in (tmp_path / "view.html").read_text()
+        told("report", task, "--output", str(tmp_path / "page.html"))
+        assert "first-0" in (tmp_path / "page.html").read_text()
         assert "nothing to delete" in told("clean", task, "--journal-older-than", "1")
         self.leave_things_behind(client, bucket)
         monkeypatch.setattr("modelcall_assets.stages.upkeep.IN_USE_S", -60.0)
