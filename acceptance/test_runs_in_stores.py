@@ -27,7 +27,6 @@ from s3_server import S3Server
 
 from modelcall_assets.defs.instance import open_instance, register
 from modelcall_assets.defs.runs import TaskRunner
-from modelcall_assets.journal.lines import kind_of
 from modelcall_assets.journal.mirror import journal_files, open_journal
 from modelcall_assets.journal.segments import open_segment, segment_paths
 from modelcall_assets.rehearsal import Faults, RehearsalServer
@@ -124,8 +123,9 @@ def replies(task: Task, folder: Path, key: str = A) -> Counter[bytes]:
     """What the journal in the store has, as a machine sees it that was never there."""
     with open_journal(task.stage("scores").journal_folder(key), folder, "look", read_only=True):
         (copy,) = (folder / "journals").iterdir()
-        lines = (line for path in segment_paths(copy) for _, line in open_segment(path).lines())
-        return Counter(line for line in lines if kind_of(line) >= 0)
+        segments = map(open_segment, segment_paths(copy))
+        lines = (line for segment in segments for line in segment.lines())
+        return Counter(line for _, kind, line in lines if kind >= 0)
 
 
 def in_store(task: Task) -> list[str]:

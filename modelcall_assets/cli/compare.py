@@ -49,7 +49,7 @@ RESULT = click.Path(exists=True, path_type=Path)
 @click.option(
     "--cluster",
     metavar="COLUMN|file|item",
-    help="What rows that are not independent share; default: item, where it has several samples.",
+    help="What rows that are not independent share; default: as for figures.",
 )
 @click.option(
     "--show",
@@ -76,7 +76,8 @@ def compare_results(
 
     Each is a TASK.yaml, or scores files that are there: one, or a folder such as an older copy of a
     task's output. Rows are joined by file, record id and sample. Without independent rows, as of
-    several samples, intervals are those of clusters, and there is no test of right and wrong.
+    several samples of an item or ten subjects, intervals are those of clusters, and there is no
+    test of right and wrong.
 
     \b
       modelcall compare old_prompt.yaml new_prompt.yaml --by subject
