@@ -32,7 +32,6 @@ from modelcall_assets.transforms.statistics import Estimate
 from modelcall_assets.transforms.transcript import CONVERSATION_COLUMNS
 
 PAGE_RECORDS = 1000
-PLOTTED = 60
 REPLY_CHARS = 300
 SIDES = "A", "B"
 RESULT = click.Path(exists=True, path_type=Path)
@@ -150,12 +149,8 @@ def _notes(names: Sequence[str], found: Comparison, figures: Sequence[Compared])
     shared = f" by {found.cluster}" if found.cluster else ""
     yield f"{found.figure} of the rows that both have, with 95 % intervals{shared}"
     for side, missing in zip(SIDES, found.missing, strict=True):
-        if missing.rows:
-            such = "; ".join(missing.examples)
-            yield f"only in {side}: {missing.rows:,} rows, such as {such}"
-        if missing.unrated:
-            told = f"{missing.unrated:,} of the rows that both have"
-            yield f"without a value of {found.figure} in {side}: {told}"
+        if missing.rows or missing.unrated:
+            yield f"{side} has {missing}"
     if not figures[0].fell + figures[0].rose:
         yield "no pair differs: the interval of B − A has no width, and tells nothing"
 
@@ -217,9 +212,8 @@ def _sections(
     notes: Sequence[str], found: Comparison, figures: Sequence[Compared]
 ) -> Iterator[str]:
     yield f'<p class="note">{"<br>".join(map(escape, notes))}</p>'
-    if figures[1:]:
-        points = [{"of": each.of, **each.difference._asdict()} for each in figures[:PLOTTED]]
-        yield plots({f"{found.figure}, B − A": intervals(points)})
+    points = [{"of": each.of, **each.difference._asdict()} for each in figures]
+    yield plots(intervals(f"{found.figure}, B − A", points))
     yield table("Figures", _table(found, figures))
 
 

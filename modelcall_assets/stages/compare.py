@@ -37,7 +37,7 @@ _BY, _CLUSTER = "by", "cluster"
 
 class Missing(NamedTuple):
     """Of one side: rows that only it has, the first few of them, and rows that both have and that
-    hold no number here."""
+    hold no value here."""
 
     rows: int
     examples: list[str]
@@ -45,7 +45,7 @@ class Missing(NamedTuple):
 
     def __str__(self) -> str:
         such = f", such as {'; '.join(self.examples)}" if self.examples else ""
-        return f"{self.rows:,} rows that the other has not{such}; {self.unrated:,} without a number"
+        return f"{self.rows:,} rows that the other has not{such}; {self.unrated:,} without a value"
 
 
 class Compared(NamedTuple):
