@@ -13,14 +13,13 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from modelcall_assets.errors import InputError, Problem, SetupError
+from modelcall_assets.errors import InputError, SetupError
 from modelcall_assets.records.outcome import Row, short
 from modelcall_assets.stages.figures import MANY_SUBJECTS, SUBJECT
 from modelcall_assets.stages.ratings import (
     FILE,
     ID,
     Ratings,
-    figures_of,
     is_figure,
     joined,
     labels_of,
@@ -78,10 +77,7 @@ def compare(
     or `item`; where none is named, as those of figures: of many subjects these, else items that
     have several samples. SetupError when no file has a column, InputError when no two rows belong
     together."""
-    known = figure or sides[0].figure or sides[1].figure
-    if known is None:
-        expected = ", ".join(figures_of(next(iter(sides[0].files.values()))))
-        raise SetupError([Problem("--figure", "", "which column is compared?", expected)])
+    known = figure or sides[0].figure or sides[1].figure or ""
     kinds = [side.kinds(known, ("--figure", known), is_figure) for side in sides]
     more = {_BY: by, _CLUSTER: None if cluster in (FILE, ITEM) else cluster}
     more = {option: column for option, column in more.items() if column is not None}

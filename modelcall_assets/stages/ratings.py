@@ -45,8 +45,11 @@ class Ratings(NamedTuple):
     def kinds(
         self, column: str, at: tuple[str, str], fits: Callable[[pa.DataType], bool] | None = None
     ) -> set[pa.DataType]:
-        """Of the column, in the files that have it. SetupError, `at` a file and field, when none
-        has it, or one whose values do not fit: nested ones never do."""
+        """Of the column, in the files that have it. SetupError, `at` a file and field, when it is
+        not named, none has it, or one whose values do not fit: nested ones never do."""
+        if not column:
+            expected = ", ".join(figures_of(next(iter(self.files.values()))))
+            raise SetupError([Problem(*at, "which column is compared?", expected)])
         schemas = {place: _schema(place) for place in self.files.values()}
         found = {
             p: schema.field(column).type for p, schema in schemas.items() if column in schema.names
