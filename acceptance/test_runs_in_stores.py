@@ -246,7 +246,8 @@ class TestTwoRuns:
         bucket: str,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        """On two machines; on one the second waits. All answers are there, and differ, before one of them can publish."""
+        """On two machines without a disk in common: there the second is refused. All answers are
+        there, and differ, before one of them can publish."""
         reach(project, s3_server, proxy.endpoint)
         one_file(project, 8, data={"output_folder": f"s3://{bucket}/out"})
         project.write_model({"client_config": {"max_in_flight": 100, "timeout": LONG_S}})
