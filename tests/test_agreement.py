@@ -150,6 +150,21 @@ class TestPeople:
         told = agreed(bare, tmp_path / "judge", "--figure", "score", "--labels", people)
         assert told["pairs"][0].items() >= told_of(said, human).items()
 
+    @pytest.mark.parametrize("names", ["ab", "a"])
+    def test_a_label_of_several_rows_is_refused(
+        self, bare: Project, tmp_path: Path, names: str
+    ) -> None:
+        """Of two files, and of two samples."""
+        samples = {"sample": [0, 1]} if names == "a" else {}
+        for name in names:
+            path = tmp_path / "judge" / f"{name}.parquet"
+            judged(path, ["x", "x" if samples else "y"], **samples, score=[1, 2])
+        people = write_rows(tmp_path / "people.jsonl", [{"id": "x", "label": 1}])
+        ended = bare.run("agreement", tmp_path / "judge", "--figure", "score", "--labels", people)
+        fix = "add a column sample, or file, to the labels"
+        assert ended.code == 1
+        assert f"{people}: a label is of several rows: x; {fix}" in ended.err
+
     @pytest.mark.parametrize(
         ("rows", "told"),
         [

@@ -21,7 +21,7 @@ from project import PREPROCESS, TASK, B, Project, Row, some_rows
 from modelcall_assets.errors import SetupError
 from modelcall_assets.stages.compare import Comparison, compare
 from modelcall_assets.stages.ratings import copied_ratings
-from modelcall_assets.transforms.statistics import Estimate, mcnemar, mean, proportion
+from modelcall_assets.transforms.statistics import Estimate, mcnemar, mean, proportion, share
 
 ONE, TWO = "configs/tasks/one.yaml", "configs/tasks/two.yaml"
 RULES = """
@@ -105,7 +105,8 @@ class TestTasks:
             one, two = zip(*pairs, strict=True)
             assert each["a"] == plain(proportion(sum(one), len(one)))
             assert each["b"] == plain(proportion(sum(two), len(two)))
-            assert each["difference"] == pytest.approx(plain(paired_difference(one, two)))
+            difference = paired_difference(one, two).within(-1, 1)
+            assert each["difference"] == pytest.approx(plain(difference))
             lost, gained = pairs.count((True, False)), pairs.count((False, True))
             assert (each["fell"], each["rose"]) == (lost, gained)
             assert each["mcnemar"] == mcnemar(lost, gained)._asdict()
@@ -143,24 +144,24 @@ class TestTasks:
         two = [False, True, True, True, True]
         (figures,) = told["figures"]
         assert told["cluster"] == by
-        assert figures["b"] == pytest.approx(plain(mean(two, clusters)))
-        assert figures["difference"] == pytest.approx(plain(paired_difference(one, two, clusters)))
+        assert figures["b"] == pytest.approx(plain(share(two, clusters)))
+        difference = paired_difference(one, two, clusters).within(-1, 1)
+        assert figures["difference"] == pytest.approx(plain(difference))
         assert figures["mcnemar"] is None
 
     def test_a_single_cluster_says_nothing_of_the_interval(self, graded: Project) -> None:
         told = compared(graded, ONE, TWO, "--by", "subject", "--cluster", "subject")
-        assert told["figures"][1]["difference"] == {
-            "value": 2 / 3,
-            "low": None,
-            "high": None,
-            "n": 3,
-        }
+        art = told["figures"][1]["difference"]
+        assert art == {"value": 2 / 3, "low": -1, "high": 1, "n": 3}, "all that booleans can be"
+        options = "--figure", "points", "--by", "subject", "--cluster", "subject"
+        art = compared(graded, ONE, TWO, *options)["figures"][1]["difference"]
+        assert (art["low"], art["high"]) == (None, None)
 
     def test_people_get_a_table_and_both_replies_side_by_side(self, graded: Project) -> None:
         ended = graded.run("compare", ONE, TWO, "--by", "subject", "--show", "1")
         assert ended.code == 0, ended
         assert "right of the rows that both have, with 95 % intervals\n" in ended.out
-        assert "without a value of right in A: 1 of the rows that both have" in ended.out
+        assert "A has 0 rows that the other has not; 1 without a value\n" in ended.out
         assert "right → wrong" in ended.out and "McNemar's p" in ended.out
         (line,) = re.findall(r"^│ law .*$", ended.out, re.MULTILINE)
         cells = [cell.strip() for cell in line.strip("│").split("│")]
@@ -248,7 +249,8 @@ class TestCopies:
         assert missing["b"]["rows"] == 3
         assert missing["b"]["examples"] == ["a1 of deep/b", "b2 of deep/b", "b3 of deep/b"]
         ended = graded.run("compare", copy, TWO)
-        assert "only in B: 3 rows, such as a1 of deep/b; b2 of deep/b; b3 of deep/b" in ended.out
+        such = "such as a1 of deep/b; b2 of deep/b; b3 of deep/b"
+        assert f"B has 3 rows that the other has not, {such}; 0 without a value" in ended.out
 
     def test_single_files_belong_together_whatever_their_names(self, tmp_path: Path) -> None:
         one, two = tmp_path / "one.parquet", tmp_path / "two.parquet"
@@ -265,7 +267,8 @@ class TestCopies:
         assert sides(found) == ([1, 0, 1, 1], [1, 1, 0, 0])
         figures = found.total()
         assert (found.cluster, figures.mcnemar) == ("item", None)
-        assert figures.difference == paired_difference([1, 0, 1, 1], [1, 1, 0, 0], "xxyy")
+        difference = paired_difference([1, 0, 1, 1], [1, 1, 0, 0], "xxyy")
+        assert figures.difference == difference.within(-1, 1)
 
     def test_one_sample_each_is_independent(self, tmp_path: Path) -> None:
         """Also where the other has several, or does not number its one."""
@@ -323,6 +326,11 @@ class TestMistakes:
         [
             (("--figure", "pionts"), "--figure:pionts: .* no such column.*did you mean.*points"),
             (("--figure", "subject"), "--figure:subject: is string.*expected.*right, points"),
+            (
+                ("--by", "subjects"),
+                "--by:subjects: .*no such column; expected id, easy, subject, by_one, by_two, "
+                r"note, right, points; did you mean subject\?",
+            ),
             (("--by", "topic"), "--by:topic: .*no such column"),
             (("--cluster", "topic"), "--cluster:topic: .*no such column"),
             (("--stage", "raw"), "choose the asset with --stage"),

@@ -8,6 +8,7 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -86,6 +87,10 @@ class TestShipped:
         report, _ = overview.summed()
         assert (report.numbers["items"], report.numbers["accuracy"]) == (len(right), accuracy)
         assert report.numbers["accuracy_low"] <= accuracy <= report.numbers["accuracy_high"]
+        compared = orjson.loads(shipped.run("compare", file, file, "--json").out)["figures"][0]["a"]
+        names = {"value": "accuracy", "low": "accuracy_low", "high": "accuracy_high"}
+        own = {name: pytest.approx(report.numbers[of], rel=1e-12) for name, of in names.items()}
+        assert compared == {**own, "n": len(rows)}
         by_key = Counter[str]()
         for key in task.stage("scores").keys.now():
             made = task.stage("scores").accepted(key)
@@ -243,7 +248,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
         {"generate_response": {"prompt_mode": "first_message"}},
         "generate_response.prompt_mode: not beside grading",
     ),
-    "no source": ({"sources": {"tasks": []}}, "sources.tasks: "),
+    "no source": ({"sources": {"tasks": []}}, "sources: expected either tasks or task_reader"),
     "without a name": ({"sources": {"tasks": [{"split": "test"}]}}, "sources.tasks[0]: "),
 }
 
@@ -454,6 +459,12 @@ class Length:
     def score(self, item):
         return {"length": None if item["id"].endswith("0") else float(len(item["response"]))}
 
+class Silent:
+    fields = {"share": {"type": "number"}, "why": {"type": "string"}}
+
+    def score(self, item):
+        return {"why": "none"} if item["id"].endswith("0") else {"share": 0.5}
+
 class Text:
     fields = {"said": {"type": "string"}}
 
@@ -530,6 +541,12 @@ def test_sources_and_graders_of_the_users_own(shipped: Project, server: Rehearsa
     assert len(known) == 3 and f"length_mean {sum(known) / 3:.4f}" in ended.out
     stage = Task(load_task(file, shipped.root)).stage("chatml")
     before = stage.code_version
+    written(shipped, sources=sources, grading={"grader": "mine_for_evaluation:Silent"})
+    file.write_text(file.read_text() + "max_failure_rate: 0.9\n")
+    ended = shipped.run("run-task", file)
+    assert ended.code == 0 and "share_mean 0.5000" in ended.out, ended
+    (silent,) = (row for row in grades(shipped) if row["api_fail_reason"] == "scorer_error")
+    assert silent["api_fail_detail"] == "score() returned why; expected share, which is averaged"
     written(shipped, sources=sources, grading={"grader": "mine_for_evaluation:Text"})
     refused = shipped.run("run-task", file)
     assert refused.code == 2 and "declares no figure" in refused.err

@@ -31,6 +31,7 @@ from modelcall_assets.transforms.statistics import (
     pass_at_k,
     pass_hat_k,
     proportion,
+    share,
     standard_error,
     t_critical,
 )
@@ -254,6 +255,23 @@ class TestCentred:
         accuracies = {"arc": 0.55, "mmlu": 0.1, "gsm8k": 0.3}
         found = centred_mean(accuracies, {"arc": 0.25, "mmlu": 0.25})
         assert found == pytest.approx((0.4 - 0.2 + 0.3) / 3)
+
+
+class TestShare:
+    def test_clusters_that_are_all_right_or_all_wrong_are_the_items(self) -> None:
+        alike = share([1, 1, 0, 0, 0, 0], [1, 1, 2, 2, 3, 3])
+        assert alike == proportion(1, 3)._replace(n=6)
+        assert share([0, 0, 0]) == proportion(0, 3)
+
+    @pytest.mark.parametrize("values", [[1, 0, 0, 0], [1, 1, 1, 0]])
+    def test_others_are_a_mean_within_0_and_1(self, values: list[float]) -> None:
+        found, plain = share(values, "aabb"), mean(values, "aabb")
+        assert plain.low < 0 and plain.high > 1
+        assert (found.value, found.low, found.high) == (plain.value, 0, 1)
+
+    def test_clusters_of_several_sizes_are_a_mean(self) -> None:
+        values, clusters = [1, 1, 0] * 20, [n // 3 * 2 + (n % 3 == 2) for n in range(60)]
+        assert share(values, clusters) == mean(values, clusters)
 
 
 class TestEdges:

@@ -32,7 +32,6 @@ from modelcall_assets.transforms.statistics import Estimate
 from modelcall_assets.transforms.transcript import CONVERSATION_COLUMNS
 
 PAGE_RECORDS = 1000
-PLOTTED = 60
 REPLY_CHARS = 300
 SIDES = "A", "B"
 RESULT = click.Path(exists=True, path_type=Path)
@@ -49,7 +48,7 @@ RESULT = click.Path(exists=True, path_type=Path)
 @click.option(
     "--cluster",
     metavar="COLUMN|file|item",
-    help="What rows that are not independent share; default: item, where it has several samples.",
+    help="What rows that are not independent share; default: as for figures.",
 )
 @click.option(
     "--show",
@@ -76,7 +75,8 @@ def compare_results(
 
     Each is a TASK.yaml, or scores files that are there: one, or a folder such as an older copy of a
     task's output. Rows are joined by file, record id and sample. Without independent rows, as of
-    several samples, intervals are those of clusters, and there is no test of right and wrong.
+    several samples of an item or ten subjects, intervals are those of clusters, and there is no
+    test of right and wrong.
 
     \b
       modelcall compare old_prompt.yaml new_prompt.yaml --by subject
@@ -149,12 +149,8 @@ def _notes(names: Sequence[str], found: Comparison, figures: Sequence[Compared])
     shared = f" by {found.cluster}" if found.cluster else ""
     yield f"{found.figure} of the rows that both have, with 95 % intervals{shared}"
     for side, missing in zip(SIDES, found.missing, strict=True):
-        if missing.rows:
-            such = "; ".join(missing.examples)
-            yield f"only in {side}: {missing.rows:,} rows, such as {such}"
-        if missing.unrated:
-            told = f"{missing.unrated:,} of the rows that both have"
-            yield f"without a value of {found.figure} in {side}: {told}"
+        if missing.rows or missing.unrated:
+            yield f"{side} has {missing}"
     if not figures[0].fell + figures[0].rose:
         yield "no pair differs: the interval of B − A has no width, and tells nothing"
 
@@ -216,9 +212,8 @@ def _sections(
     notes: Sequence[str], found: Comparison, figures: Sequence[Compared]
 ) -> Iterator[str]:
     yield f'<p class="note">{"<br>".join(map(escape, notes))}</p>'
-    if figures[1:]:
-        points = [{"of": each.of, **each.difference._asdict()} for each in figures[:PLOTTED]]
-        yield plots({f"{found.figure}, B − A": intervals(points)})
+    points = [{"of": each.of, **each.difference._asdict()} for each in figures]
+    yield plots(intervals(f"{found.figure}, B − A", points))
     yield table("Figures", _table(found, figures))
 
 

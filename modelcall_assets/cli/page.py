@@ -26,6 +26,7 @@ _CHARS = 4_000_000
 """Of one text of every record together."""
 _MOST_COLUMNS = 12
 _MOST_DEPTH = 50
+_MOST_LINES = 100
 _OURS = re.compile(r"(input_)*api_")
 """Columns that say how a row was answered, of earlier stages too."""
 _PAGE, _STYLE, _SCRIPT = (
@@ -141,8 +142,12 @@ def plots(figures: Mapping[str, Mapping[str, Any]]) -> str:
     return f'<div class="plots">{"".join(drawn)}</div>'
 
 
-def intervals(points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """A plot of a `value` between `low` and `high` in a line of its own for what it is `of`."""
+def intervals(title: str, points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A plot of a `value` between `low` and `high` in a line of its own for what it is `of`, of the
+    first ones where they are many, and none of a single one."""
+    if not points[1:]:
+        return {}
+    points = points[:_MOST_LINES]
     of = {"field": "of", "type": "nominal", "sort": None}
     ends = {"x": {"field": "low", "type": "quantitative"}, "x2": {"field": "high"}, "y": of}
     value = {"x": {"field": "value", "type": "quantitative"}, "y": of}
@@ -150,7 +155,7 @@ def intervals(points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         {"mark": "rule", "encoding": ends},
         {"mark": {"type": "point", "filled": True}, "encoding": value},
     ]
-    return {"data": {"values": [*points]}, "layer": layers, "height": 18 * len(points)}
+    return {title: {"data": {"values": [*points]}, "layer": layers, "height": 18 * len(points)}}
 
 
 _LOOK = {

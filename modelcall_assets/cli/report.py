@@ -290,7 +290,8 @@ def _sections(
     add_rows(own, rows)
     if graded := joined(rows):
         graded.tell(own)
-    by_group = own.tables.get(FIGURES, ())
+    by_group, name = own.tables.get(FIGURES, ()), graded.figure if graded else ""
+    points = [{**row, "of": row["group"], "value": row[name]} for row in by_group]
     place = shown_place(str(shown.folder), task.spec.root)
     made = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, from {place}"
     yield f'<p class="note">{escape(f"{shown.name}: {shown.about}")}<br>{escape(made)}</p>'
@@ -303,7 +304,7 @@ def _sections(
     numbers = {n.replace("_", " "): value for n, value in (of_task.numbers | own.numbers).items()}
     yield cards({"rows": own.rows, "ok": own.ok, "failed": own.failed, **numbers})
     plotted = dict(_figures(own.histograms, rows)) | dict(spread.figures())
-    yield plots(_by_group(by_group) | plotted)
+    yield plots(intervals(f"{name} by group", points) | plotted)
     yield table("Figures", by_group)
     yield table("Agreement", of_task.tables.get("agreement", ()))
     yield table("Left out of the agreement", of_task.tables.get(LEFT_OUT, ()))
@@ -346,12 +347,3 @@ def _figures(
         if len(numbers) > 1 and any(point["value"] for point in points):
             most = f", the highest of {step} neighbours" if step > 1 else ""
             yield title + most, _plot(LINE, points, "file", "value")
-
-
-def _by_group(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """A plot of figures, where there are several."""
-    if not rows[1:]:
-        return {}
-    _, _, name, *_ = rows[0]
-    points = [{**row, "of": row["group"], "value": row[name]} for row in rows[:MOST_POINTS]]
-    return {f"{name} by group": intervals(points)}

@@ -4,21 +4,20 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
-from modelcall_assets.grading.item import one_of, reference_of, response_of
+from modelcall_assets.grading.item import ByAnswer, one_of, reference_of, response_of
 from modelcall_assets.records.outcome import Row
 
 
 @dataclass(frozen=True)
-class Choice:
+class Choice(ByAnswer):
     """`by: text`: the response, stripped, must be one of the item's `letters`. Of a longer one,
     `in_sentence` takes the first letter that stands by itself behind the last "answer", else the
     only one that does. `by: logprobs`: the letter that is likeliest as the first token."""
 
     by: str = "text"
     in_sentence: bool = False
-    fields: ClassVar = {"correct": {"type": "boolean"}, "answer": {"type": "string"}}
 
     def __post_init__(self) -> None:
         one_of("by", self.by, "text", "logprobs")

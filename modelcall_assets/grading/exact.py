@@ -3,14 +3,14 @@
 import re
 import unicodedata
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
-from modelcall_assets.grading.item import one_of, reference_of, response_of
+from modelcall_assets.grading.item import ByAnswer, one_of, reference_of, response_of
 from modelcall_assets.records.outcome import Row
 
 
 @dataclass(frozen=True)
-class Exact:
+class Exact(ByAnswer):
     """Both without white space around them, unless `strip` is false. `ignore_case` compares them as
     Unicode's full case folding has them; `normalize` by Unicode's form NFKC, each run of white
     space as one space. An empty response is never right."""
@@ -18,7 +18,6 @@ class Exact:
     strip: bool = True
     ignore_case: bool = False
     normalize: bool = False
-    fields: ClassVar = {"correct": {"type": "boolean"}, "answer": {"type": "string"}}
     wanted = staticmethod(reference_of)
 
     def __post_init__(self) -> None:

@@ -1,7 +1,15 @@
 """What graders read of an item: a row of a responses file."""
 
+from typing import ClassVar
+
 from modelcall_assets.llm.json_text import read
 from modelcall_assets.records.outcome import Row
+
+
+class ByAnswer:
+    """A grader that takes a text of the response for its answer."""
+
+    fields: ClassVar = {"correct": {"type": "boolean"}, "answer": {"type": "string"}}
 
 
 def response_of(item: Row) -> str:

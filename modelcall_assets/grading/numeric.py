@@ -2,18 +2,17 @@
 
 import re
 from decimal import Decimal, InvalidOperation
-from typing import Any, ClassVar
+from typing import Any
 
-from modelcall_assets.grading.item import reference_of, response_of
+from modelcall_assets.grading.item import ByAnswer, reference_of, response_of
 from modelcall_assets.records.outcome import Row
 
 _MARKED = re.compile(r"#### (-?[0-9.,]+)")
 
 
-class Numeric:
+class Numeric(ByAnswer):
     """The numbers are compared as such: 18. is 18.0. One that is not there equals none."""
 
-    fields: ClassVar = {"correct": {"type": "boolean"}, "answer": {"type": "string"}}
     wanted = staticmethod(reference_of)
 
     def score(self, item: Row) -> dict[str, Any]:

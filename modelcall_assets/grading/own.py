@@ -1,13 +1,12 @@
 """`own`: each item by the grader of its source, for mixtures."""
 
-from typing import Any, ClassVar
+from typing import Any
 
+from modelcall_assets.grading.item import ByAnswer
 from modelcall_assets.records.outcome import Row
 
 
-class Own:
-    fields: ClassVar = {"correct": {"type": "boolean"}, "answer": {"type": "string"}}
-
+class Own(ByAnswer):
     def wanted(self, item: Row) -> Any:
         return _grader_of(item).wanted(item)
 

@@ -2,14 +2,14 @@
 
 import re
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
-from modelcall_assets.grading.item import reference_of, response_of
+from modelcall_assets.grading.item import ByAnswer, reference_of, response_of
 from modelcall_assets.records.outcome import Row
 
 
 @dataclass(frozen=True)
-class Regex:
+class Regex(ByAnswer):
     """The `group` of the first match of the `pattern` must be the `value`. Where there is none, it
     must be what the pattern finds in the reference, or, if that is nothing, the whole reference,
     stripped. Nothing found is never right."""
@@ -17,7 +17,6 @@ class Regex:
     pattern: str
     group: int | str = 0
     value: str | None = None
-    fields: ClassVar = {"correct": {"type": "boolean"}, "answer": {"type": "string"}}
 
     def __post_init__(self) -> None:
         try:

@@ -1,18 +1,17 @@
 """`spelling`: words spelt, or their letters counted."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 from modelcall_assets.grading.exact import Exact
-from modelcall_assets.grading.item import reference_of
+from modelcall_assets.grading.item import ByAnswer, reference_of
 from modelcall_assets.grading.numeric import Numeric, marked_number
 from modelcall_assets.records.outcome import Row
 
 
-class Spelling:
+class Spelling(ByAnswer):
     """Where the reference has a count (SpellingBee) that is graded as `numeric` does it; where it
     is a spelling (SimpleSpelling) the response must be its text, as `exact` has it."""
 
-    fields: ClassVar = {"correct": {"type": "boolean"}, "answer": {"type": "string"}}
     wanted = staticmethod(reference_of)
 
     def score(self, item: Row) -> dict[str, Any]:

@@ -23,7 +23,6 @@ from modelcall_assets.stages.ratings import (
     ID,
     SAMPLE,
     Ratings,
-    figures_of,
     is_figure,
     joined,
     labels_of,
@@ -92,10 +91,7 @@ class Panel:
 
     def judge(self, name: str, ratings: Ratings, at: tuple[str, str]) -> None:
         """Adds a column. SetupError, `at` a file and field, when there is none with labels."""
-        if ratings.figure is None:
-            expected = ", ".join(figures_of(next(iter(ratings.files.values()))))
-            raise SetupError([Problem(*at, "which column is compared?", expected)])
-        self.has_texts |= not all(map(is_figure, ratings.kinds(ratings.figure, at)))
+        self.has_texts |= not all(map(is_figure, ratings.kinds(ratings.figure or "", at)))
         self.judges[f"{name}: {ratings.figure}"] = ratings
 
     def add_people(self, name: str, path: Path, column: str) -> None:
@@ -149,23 +145,17 @@ class Panel:
         for name, (parts, said) in self.people.items():
             keys = _COMPUTE.binary_join_element_wise(*(items[part] for part in parts), "\0")
             own = pa.array(["\0".join(key) for key in said])
-            met = keys.filter(_COMPUTE.is_in(keys, value_set=own))
-            if len(_COMPUTE.unique(met)) < len(met):
+            met = _COMPUTE.value_counts(keys.filter(_COMPUTE.is_in(keys, value_set=own)))
+            if several := met.filter(_COMPUTE.greater(met.field("counts"), 1)).to_pylist():
+                record = short(several[0]["values"].partition("\0")[0])
                 fix = "add a column sample, or file, to the labels"
-                raise InputError(f"{name}: a label is of several rows: {_twice(met)}; {fix}")
+                raise InputError(f"{name}: a label is of several rows: {record}; {fix}")
             values = [_plain(label, self.has_texts) for label in said.values()]
             found = labels_of(pa.chunked_array([pa.array(values)]), self.has_texts)
             labels[name] = found.take(_COMPUTE.index_in(keys, value_set=own))
             is_met = _COMPUTE.is_in(own, value_set=_COMPUTE.unique(keys)).to_pylist()
             unmatched[name] = [key[0] for key, met in zip(said, is_met, strict=True) if not met]
         return pa.table(labels), unmatched
-
-
-def _twice(keys: pa.ChunkedArray) -> str:
-    """The record of a key that is there more than once."""
-    counts = _COMPUTE.value_counts(keys).to_pylist()
-    key = next(each["values"] for each in counts if each["counts"] > 1)
-    return short(key.partition("\0")[0])
 
 
 def _counted(labels: pa.Table) -> dict[tuple[Any, ...], int]:

@@ -4,26 +4,28 @@ and `sample`."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from itertools import groupby
 from operator import gt, itemgetter, lt
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pyarrow as pa
 
-from modelcall_assets.errors import InputError, Problem, SetupError
+from modelcall_assets.errors import InputError, SetupError
 from modelcall_assets.records.outcome import Row, short
+from modelcall_assets.stages.figures import MANY_SUBJECTS, SUBJECT
 from modelcall_assets.stages.ratings import (
     FILE,
     ID,
     Ratings,
-    figures_of,
     is_figure,
     joined,
+    labels_of,
     rows_at,
 )
-from modelcall_assets.transforms.statistics import Estimate, McNemar, mcnemar, mean, proportion
+from modelcall_assets.transforms.statistics import Estimate, McNemar, mcnemar, mean, share
 
 _COMPUTE = import_module("pyarrow.compute")  # whose functions are made when it is imported
 EXAMPLES = 3
@@ -34,7 +36,7 @@ _BY, _CLUSTER = "by", "cluster"
 
 class Missing(NamedTuple):
     """Of one side: rows that only it has, the first few of them, and rows that both have and that
-    hold no number here."""
+    hold no value here."""
 
     rows: int
     examples: list[str]
@@ -42,7 +44,7 @@ class Missing(NamedTuple):
 
     def __str__(self) -> str:
         such = f", such as {'; '.join(self.examples)}" if self.examples else ""
-        return f"{self.rows:,} rows that the other has not{such}; {self.unrated:,} without a number"
+        return f"{self.rows:,} rows that the other has not{such}; {self.unrated:,} without a value"
 
 
 class Compared(NamedTuple):
@@ -72,17 +74,19 @@ def compare(
     sides: tuple[Ratings, Ratings], figure: str | None, by: str | None, cluster: str | None
 ) -> Comparison:
     """Groups are the values of the first one's column `by`. Clusters are those of a column, `file`,
-    or `item`; where none is named, items that have several samples. SetupError when no file has a
-    column, InputError when no two rows belong together."""
-    known = figure or sides[0].figure or sides[1].figure
-    if known is None:
-        expected = ", ".join(figures_of(next(iter(sides[0].files.values()))))
-        raise SetupError([Problem("--figure", "", "which column is compared?", expected)])
+    or `item`; where none is named, as those of figures: of many subjects these, else items that
+    have several samples. SetupError when no file has a column, InputError when no two rows belong
+    together."""
+    known = figure or sides[0].figure or sides[1].figure or ""
     kinds = [side.kinds(known, ("--figure", known), is_figure) for side in sides]
     more = {_BY: by, _CLUSTER: None if cluster in (FILE, ITEM) else cluster}
     more = {option: column for option, column in more.items() if column is not None}
     for option, column in more.items():
         sides[0].kinds(column, (f"--{option}", column))
+    if cluster is None:
+        with suppress(SetupError):  # there may be none
+            sides[0].kinds(SUBJECT, ("", ""))
+            more[_CLUSTER] = SUBJECT
     items = joined([side._replace(figure=known) for side in sides], more)
     has = [items[f"row {side}"].is_valid() for side in (0, 1)]
     rated = [items[str(side)].is_valid() for side in (0, 1)]
@@ -96,13 +100,6 @@ def compare(
         raise InputError(
             f"no two rows with a {known} belong together: {told}; compare results on the same input"
         )
-    if cluster is None and pairs.group_by([FILE, ID]).aggregate([]).num_rows < len(pairs):
-        cluster = ITEM
-    if cluster == ITEM:
-        one = _COMPUTE.binary_join_element_wise(pairs[FILE], pairs[ID], "\0")
-        pairs = pairs.append_column(_CLUSTER, one)
-    elif cluster == FILE:
-        pairs = pairs.append_column(_CLUSTER, pairs[FILE])
     return Comparison(sides, known, cluster, {pa.bool_()} == {*kinds[0], *kinds[1]}, missing, pairs)
 
 
@@ -113,6 +110,21 @@ def _missing(alone: pa.Table, both: pa.ChunkedArray, rated: pa.ChunkedArray) -> 
     return Missing(len(alone), examples, unrated or 0)
 
 
+def _clusters(named: str | None, pairs: pa.Table) -> tuple[str | None, pa.ChunkedArray | None]:
+    """By what rows are alike, and of which cluster each is; None of independent rows."""
+    if named == FILE:
+        return FILE, pairs[FILE]
+    if named not in (None, ITEM):
+        return named, pairs[_CLUSTER].fill_null("null")
+    items = _COMPUTE.binary_join_element_wise(pairs[FILE], pairs[ID], "\0")
+    if named is None and _CLUSTER in pairs.column_names:
+        subjects = labels_of(pairs[_CLUSTER], as_text=True)
+        if _COMPUTE.count_distinct(subjects).as_py() >= MANY_SUBJECTS:
+            return SUBJECT, _COMPUTE.coalesce(subjects, items)
+    has_samples = _COMPUTE.count_distinct(items).as_py() < len(items)
+    return (ITEM, items) if has_samples else (None, None)
+
+
 @dataclass(frozen=True)
 class Comparison:
     """`pairs` has a row for each two that both rated: the columns `0` and `1`, their group `by` and
@@ -120,10 +132,16 @@ class Comparison:
 
     sides: tuple[Ratings, Ratings]
     figure: str
-    cluster: str | None
+    named: str | None
+    """What clusters are asked for."""
     is_boolean: bool
     missing: Sequence[Missing]
     pairs: pa.Table
+
+    @property
+    def cluster(self) -> str | None:
+        """Of all pairs; a group of fewer subjects may have others."""
+        return _clusters(self.named, self.pairs)[0]
 
     def total(self) -> Compared:
         return self._of("all", self.pairs)
@@ -132,7 +150,9 @@ class Comparison:
         """In the order of their names; none where no column was named."""
         if _BY not in self.pairs.column_names:
             return
-        ordered, start = self.pairs.sort_by(_BY), 0
+        groups = self.pairs[_BY].fill_null("null")
+        ordered = self.pairs.drop_columns(_BY).append_column(_BY, groups).sort_by(_BY)
+        start = 0
         for group in _COMPUTE.value_counts(ordered[_BY]).to_pylist():
             yield self._of(group["values"], ordered.slice(start, group["counts"]))
             start += group["counts"]
@@ -162,15 +182,14 @@ class Comparison:
 
     def _of(self, of: str, pairs: pa.Table) -> Compared:
         first, second = pairs["0"].to_pylist(), pairs["1"].to_pylist()
-        clusters: Sequence[Any] | None = None
-        if self.cluster:
-            clusters = pairs[_CLUSTER].combine_chunks().dictionary_encode().indices.to_pylist()
+        _, found = _clusters(self.named, pairs)
+        clusters = found and found.combine_chunks().dictionary_encode().indices.to_pylist()
         apart = _COMPUTE.subtract(pairs["1"], pairs["0"]).to_pylist()
-        is_plain = self.is_boolean and clusters is None
         fell, rose = sum(map(gt, first, second)), sum(map(lt, first, second))
-        one, other = (
-            proportion(int(sum(side)), len(side)) if is_plain else mean(side, clusters)
-            for side in (first, second)
-        )
-        test = mcnemar(fell, rose) if is_plain else None
-        return Compared(of, one, other, mean(apart, clusters), test, fell, rose)
+        of_side = share if self.is_boolean else mean
+        one, other = (of_side(side, clusters) for side in (first, second))
+        difference = mean(apart, clusters)
+        if self.is_boolean:
+            difference = difference.within(-1, 1)
+        test = mcnemar(fell, rose) if self.is_boolean and clusters is None else None
+        return Compared(of, one, other, difference, test, fell, rose)

@@ -19,13 +19,15 @@ from modelcall_assets.transforms.statistics import (
     mean,
     pass_at_k,
     pass_hat_k,
-    proportion,
+    share,
 )
 
 FIGURES = "figures"
 """In the detail of a manifest."""
 MANY_SUBJECTS = 10
 """So many pay for being told apart: fewer make an interval that says nothing."""
+SUBJECT = "subject"
+"""The column that tells it."""
 ACCURACY = ("accuracy", "accuracy_low", "accuracy_high")
 
 
@@ -85,23 +87,14 @@ class Figures:
         self.baselines |= other.baselines
 
     def mean(self) -> Estimate:
-        """Over all samples, with an interval of 95 %: Wilson's where all samples of an item are
-        right or all are wrong; else Student's, clustered by item; of many subjects by these."""
-        items = [*self.items.elements()]
-        by_subject = len({item.subject for item in items} - {""}) >= MANY_SUBJECTS
-        samples = {item.samples for item in items}
-        if self.is_boolean and not by_subject and len(samples) == 1:
-            right = sum(item.total == item.samples for item in items)
-            if right + sum(item.total == 0 for item in items) == len(items):
-                return proportion(right, len(items))
+        """Over all samples, with an interval of 95 %, clustered by item; of many subjects by
+        these."""
+        by_subject = len({item.subject for item in self.items} - {""}) >= MANY_SUBJECTS
         values, clusters = list[float](), list[Hashable]()
-        for number, item in enumerate(items):
+        for number, item in enumerate(self.items.elements()):
             values += [item.total / item.samples] * item.samples
             clusters += [(by_subject and item.subject) or number] * item.samples
-        found = mean(values, clusters)
-        if self.is_boolean:
-            return found._replace(low=max(0.0, found.low), high=min(1.0, found.high))
-        return found
+        return (share if self.is_boolean else mean)(values, clusters)
 
     @property
     def figure(self) -> str:
@@ -171,7 +164,7 @@ class Grades:
     def add(self, item: Row | BadLine, values: Mapping[str, Any]) -> None:
         """The grade of the next row."""
         row = {} if isinstance(item, BadLine) else item
-        of = tuple(str(row.get(name) or "") for name in ("api_record_id", "task", "subject"))
+        of = tuple(str(row.get(name) or "") for name in ("api_record_id", "task", SUBJECT))
         sample = row.get("sample") or 0
         if of != self._of or sample <= self._sample:
             self._end_item()

@@ -29,6 +29,7 @@ from modelcall_assets.storage.places import Place
 from modelcall_assets.storage.rows import GIVEN_ID
 from modelcall_assets.storage.values import schema_from_json
 
+MOST_TOLD = 10
 FILE, ID, SAMPLE = IDENTITY = "file", "id", "sample"
 """Of an item: its file without the suffix, its record, and `0` where its samples have no number."""
 _COMPUTE = import_module("pyarrow.compute")  # whose functions are made when it is imported
@@ -44,9 +45,12 @@ class Ratings(NamedTuple):
     def kinds(
         self, column: str, at: tuple[str, str], fits: Callable[[pa.DataType], bool] | None = None
     ) -> set[pa.DataType]:
-        """Of the column, in the files that have it. SetupError, `at` a file and field, when none
-        has it, or one whose values do not fit: nested ones never do."""
-        schemas = {place: read_schema(place) for place in self.files.values()}
+        """Of the column, in the files that have it. SetupError, `at` a file and field, when it is
+        not named, none has it, or one whose values do not fit: nested ones never do."""
+        if not column:
+            expected = ", ".join(figures_of(next(iter(self.files.values()))))
+            raise SetupError([Problem(*at, "which column is compared?", expected)])
+        schemas = {place: _schema(place) for place in self.files.values()}
         found = {
             p: schema.field(column).type for p, schema in schemas.items() if column in schema.names
         }
@@ -56,8 +60,10 @@ class Ratings(NamedTuple):
                 raise SetupError([Problem(*at, f"is {kind} in {place}", expected)])
         if not found:
             place, schema = next(iter(schemas.items()))
-            told, fix = f"{place} has no such column", did_you_mean(column, schema.names)
-            raise SetupError([Problem(*at, told, ", ".join(schema.names), fix=fix)])
+            names = [n for n in _own(schema) if not pa.types.is_nested(schema.field(n).type)]
+            expected = ", ".join(names[:MOST_TOLD]) + (", …" if names[MOST_TOLD:] else "")
+            wrong, fix = f"{place} has no such column", did_you_mean(column, names)
+            raise SetupError([Problem(*at, wrong, expected, fix=fix)])
         return {*found.values()}
 
 
@@ -95,10 +101,9 @@ def copied_ratings(path: Path) -> Ratings:
 
 def figures_of(place: Place, inputs: Collection[str | None] = ()) -> list[str]:
     """Columns of booleans and numbers that may be ratings, the first declared first."""
-    schema = _schema(place)
-    names = schema.names[: schema.names.index(GIVEN_ID)]
-    given = {SAMPLE, *inputs}
-    return [name for name in names if name not in given and is_figure(schema.field(name).type)]
+    schema, given = _schema(place), {SAMPLE, *inputs}
+    names = (name for name in _own(schema) if name not in given)
+    return [name for name in names if is_figure(schema.field(name).type)]
 
 
 def is_figure(kind: pa.DataType) -> bool:
@@ -152,7 +157,7 @@ def _read(rater: Ratings, file: str, more: Mapping[str, str], as_text: bool) -> 
         table = table.append_column(name, pa.nulls(len(table)))
     found = {"key": keys, FILE: pa.repeat(file, len(table)), ID: ids, SAMPLE: samples}
     found["figure"] = labels_of(table[figure], as_text)
-    texts = {n: table[column].cast(pa.string()).fill_null("null") for n, column in more.items()}
+    texts = {n: table[column].cast(pa.string()) for n, column in more.items()}
     return pa.table({**found, **texts})
 
 
@@ -163,6 +168,12 @@ def labels_of(column: pa.ChunkedArray, as_text: bool) -> pa.ChunkedArray:
         return _COMPUTE.if_else(_COMPUTE.equal(texts, ""), None, texts)
     values = _COMPUTE.add(column.cast(pa.float64(), safe=False), 0.0)  # -0 is 0
     return _COMPUTE.if_else(_COMPUTE.is_finite(values), values, None)
+
+
+def _own(schema: pa.Schema) -> list[str]:
+    """Columns that do not say how a row was answered."""
+    names = schema.names[: schema.names.index(GIVEN_ID)]
+    return [name for name in names if not name.removeprefix("input_").startswith("api_")]
 
 
 def _schema(place: Place) -> pa.Schema:

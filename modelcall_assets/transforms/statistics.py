@@ -12,7 +12,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from itertools import combinations
 from statistics import NormalDist, fmean
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, Self, TypeVar
 
 LEVEL = 0.95
 EXACT_BELOW = 25
@@ -30,6 +30,10 @@ class Estimate(NamedTuple):
     high: float
     n: int
 
+    def within(self, least: float, most: float) -> Self:
+        """Its interval ends where values do."""
+        return self._replace(low=max(least, self.low), high=min(most, self.high))
+
 
 class McNemar(NamedTuple):
     """`statistic` is chi-square's with one degree of freedom, None of the exact form."""
@@ -40,7 +44,7 @@ class McNemar(NamedTuple):
 
 def proportion(successes: int, n: int) -> Estimate:
     """With Wilson's interval (1927), which is right at 0 of n and n of n too. Of independent items:
-    for items in clusters, or with several samples, see `mean`. ValueError when n is 0."""
+    for others see `share`. ValueError when n is 0."""
     if not n:
         raise ValueError("a proportion of nothing")
     z = NormalDist().inv_cdf((1 + LEVEL) / 2)
@@ -62,6 +66,19 @@ def mean(values: Sequence[float], clusters: Sequence[Hashable] | None = None) ->
     if groups > 1:
         half = t_critical(groups - 1) * standard_error(values, clusters)
     return Estimate(found, found - half, found + half, len(values))
+
+
+def share(values: Sequence[float], clusters: Sequence[Hashable] | None = None) -> Estimate:
+    """A mean of booleans. Where each cluster is all right or all wrong, and none is larger than
+    another, it is the `proportion` of clusters; else `mean`, within 0 and 1."""
+    if clusters is None:
+        return proportion(int(sum(values)), len(values))
+    sizes, sums = Counter(clusters), defaultdict[Hashable, float](float)
+    for cluster, value in zip(clusters, values, strict=True):
+        sums[cluster] += value
+    if len({*sizes.values()}) == 1 and all(sums[each] in (0, n) for each, n in sizes.items()):
+        return proportion(sum(map(bool, sums.values())), len(sums))._replace(n=len(values))
+    return mean(values, clusters).within(0, 1)
 
 
 def standard_error(values: Sequence[float], clusters: Sequence[Hashable] | None = None) -> float:
