@@ -16,7 +16,7 @@ from modelcall_assets.records.outcome import RowFailed
 from modelcall_assets.sources.base import Conversation, Source
 from modelcall_assets.sources.env_service import Service, ServiceGone, run
 
-LISTING_S = 5.0
+LISTING_S = 3.0
 """For what a listing, a check or a sensor asks in passing."""
 
 

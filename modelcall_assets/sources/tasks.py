@@ -184,9 +184,13 @@ class Dummies(Tasks):
     def task(self, index: int) -> tuple[Task, str]:
         number = int(self._numbers[index])
         made: Any = f"[dummy task @ {number}]" if self._loader is None else self._loader(number)
-        row = {"main_query": made} if isinstance(made, str) else dict(made)
+        where = f"{self.name}, task {number}"
+        row = {"main_query": made} if isinstance(made, str) else made
+        if not isinstance(row, Mapping):
+            have = type(row).__name__
+            raise InputError(f"{where}: the loader gave {have}; expected a text or a mapping")
         plain = {"task_id": str(number), "metadata": {"random_number": number}}
-        return Task.of({**plain, **row}), f"{self.name}, task {number}"
+        return Task.of({**plain, **row}), where
 
     @cached_property
     def _numbers(self) -> Sequence[int]:
