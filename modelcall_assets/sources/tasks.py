@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -68,7 +68,7 @@ class Task:
             messages = found["messages"] if isinstance(found, dict) else None
         if not messages:
             raise ValueError("neither main_query nor init_messages: there is nothing to send")
-        return {"messages": messages, **asdict(self)}
+        return {"messages": messages, **vars(self)}
 
 
 _FIELDS = tuple(Task.__dataclass_fields__)
@@ -94,7 +94,7 @@ class Tasks(Source):
             conversation = task.conversation()
         except ValueError as error:
             raise InputError(f"{where}: {error}") from error
-        own = task.task_id or record_id(asdict(task), at, self.name)
+        own = task.task_id or record_id(vars(task), at, self.name)
         return {"id": own, **conversation}
 
     @cached_property
