@@ -483,6 +483,24 @@ def test_tasks_are_asked_and_graded_in_their_order(
     assert big.open == {}
 
 
+def test_a_file_that_is_rejected_is_begun_once(bare: Project, big: EnvironmentServer) -> None:
+    big.states = {f"sum-{n}": [] for n in range(20)}
+    ended = bare.run("run-task", evaluation(bare, big.url))
+    assert ended.code == 1 and "20 of 40 rows failed" in ended.err, ended
+    assert big.counts["create"] == 40 and big.open == {}
+
+
+def test_a_listing_does_not_wait_for_a_service_that_hangs(
+    bare: Project, gym: EnvironmentServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("modelcall_assets.sources.environment.LISTING_S", 0.1)
+    file = evaluation(bare, gym.url)
+    gym.faults["get_env_profile"] = [Fault(late=1.0)] * 9
+    checked = bare.run("check", file)
+    assert checked.code == 0 and "no answer within 0.1 s" in checked.out, checked
+    assert gym.counts["create"] == 0
+
+
 def test_a_service_that_is_killed_while_it_grades_costs_no_answer(
     bare: Project, big: EnvironmentServer, server: RehearsalServer
 ) -> None:
