@@ -530,7 +530,8 @@ def test_a_service_that_is_killed_while_tasks_begin_is_red_and_says_so(
 
 
 @pytest.mark.parametrize(
-    ("at", "number"), [("create", signal.SIGKILL), ("evaluate", signal.SIGINT)]
+    ("at", "number"),
+    [("create", signal.SIGKILL), ("create", signal.SIGINT), ("evaluate", signal.SIGINT)],
 )
 def test_a_run_that_is_killed_leaves_nothing_open_for_long(
     bare: Project, big: EnvironmentServer, at: str, number: int
@@ -540,6 +541,7 @@ def test_a_run_that_is_killed_leaves_nothing_open_for_long(
     bare.signalled(lambda: big.counts[at] > 9, "run-task", file, number=number)
     until(lambda: not big.busy)
     assert number == signal.SIGKILL or big.open == {}
+    assert big.counts[at] < 40
     ended = bare.run("run-task", file)
     assert ended.code == 0 and len(grades(bare)) == 40, ended
     assert big.open == {}

@@ -160,7 +160,11 @@ class Service:
                 raise RowFailed(Reason.TIMEOUT, what) from None
             raise RowFailed(Reason.DROPPED, f"{type(error).__name__}: {error}") from None
         if not 200 <= reply.status < 300:
-            raise RowFailed(_reason_of(reply.status), f"HTTP {reply.status}: {_told(said)}")
+            is_passing = reply.status in RETRIED_STATUS or reply.status >= 500
+            reason = Reason.SERVER_ERROR if is_passing else Reason.BAD_REQUEST
+            if reply.status == 429:
+                reason = Reason.RATE_LIMITED
+            raise RowFailed(reason, f"HTTP {reply.status}: {_told(said)}")
         try:
             return {**orjson.loads(said)}
         except (ValueError, TypeError):
@@ -205,13 +209,6 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 
 
 _EMPTY = {"env_type": "default", "task_id": None, "instance_id": None, "messages": {}, "params": {}}
-
-
-def _reason_of(status: int) -> Reason:
-    if status == 429:
-        return Reason.RATE_LIMITED
-    is_passing = status in RETRIED_STATUS or status >= 500
-    return Reason.SERVER_ERROR if is_passing else Reason.BAD_REQUEST
 
 
 def _told(said: bytes) -> str:
