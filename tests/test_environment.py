@@ -27,7 +27,7 @@ from modelcall_assets.errors import InputError
 from modelcall_assets.grading.environment import Environment
 from modelcall_assets.records.outcome import Failure, Reason, Success
 from modelcall_assets.rehearsal import RehearsalServer
-from modelcall_assets.sources.env_service import Service, ServiceGone, open_clients
+from modelcall_assets.sources.env_service import Service, ServiceGone, run
 from modelcall_assets.sources.environment import EnvironmentTasks
 from modelcall_assets.transforms.user_code import grade
 
@@ -35,16 +35,14 @@ QUICK = {"retry_wait_s": 0.01}
 
 
 @pytest.fixture(autouse=True)
-def clients_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """As a process does that ends."""
+def own_notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    yield
-    close_all()
+    return tmp_path / "cache/modelcall/environments"
 
 
-def close_all() -> None:
-    for client in [*open_clients.values()]:
-        client.close()
+def look_back(server: EnvironmentServer) -> None:
+    """As the next run does that asks the service."""
+    run(Service(server.url).tasks("gym", "train"))
 
 
 @pytest.fixture
@@ -191,20 +189,9 @@ def test_what_passes_is_asked_again(gym: EnvironmentServer, endpoint: str, name:
     else:
         assert found == Success({"correct": True, "reward": 1.0, "raw": 1.0})
         assert gym.counts[endpoint] == 3
-    close_all()
-    until(lambda: gym.open == {} and not gym.busy)
-
-
-def test_a_service_that_may_be_busy_is_waited_for(gym: EnvironmentServer) -> None:
-    gym.faults["create"] = [Fault(429, headers={"Retry-After": "0.3"})]
-    began = time.monotonic()
-    assert tasks(gym, ahead=1)[0]["id"] == "sum-1"
-    assert time.monotonic() - began >= 0.3
-    gym.faults["create"] = [Fault(429, headers={"Retry-After": "3000"})]
-    gym.calls.clear()
-    with pytest.raises(InputError, match="it asks to wait 3000 s"):
-        tasks(gym, ahead=1)[0]
-    assert gym.counts["create"] == 1
+    until(lambda: not gym.busy)
+    look_back(gym)
+    assert gym.open == {}
 
 
 TOLD = {
@@ -380,9 +367,7 @@ def test_whatever_fails_nothing_stays_open(
         assert isinstance(found, Failure) or found.values["raw"] == reward_of([row["response"]])
     until(lambda: not gym.busy, every=0.001)
     gym.faults.clear()
-    close_all()
-    Service(gym.url).client()
-    close_all()
+    look_back(gym)
     assert gym.open == {}
 
 
@@ -401,26 +386,20 @@ def test_a_service_that_comes_back_hears_what_is_released(
     gym.kill()
     failed = lost.result()
     assert isinstance(failed, Failure) and failed.reason is Reason.CONNECT
-    close_all()
     assert len(gym.open) == 1
     gym.start()
-    Service(gym.url).client()
-    until(lambda: gym.open == {})
+    look_back(gym)
+    assert gym.open == {}
 
 
 def test_a_service_that_forgets_is_not_asked_for_ever(gym: EnvironmentServer) -> None:
     gym.faults["release"] = [Fault(500)] * 3
     assert tasks(gym, ahead=1)[0]["id"] == "sum-1"
     gym.kill(forgets=True)
-    close_all()
     gym.start()
     gym.calls.clear()
-    client = Service(gym.url).client()
-    until(lambda: gym.counts["release"] == 1 and not gym.busy)
-    client.begin(client.tasks("gym", "train")).result()  # by then it has heard the answer
-    for _ in range(2):
-        close_all()
-        Service(gym.url).client()
+    for _ in range(3):
+        look_back(gym)
     assert gym.counts["release"] == 1
 
 
@@ -430,16 +409,8 @@ def test_what_a_process_that_lives_has_open_stays_so(
     gym.faults["evaluate"] = [Fault(late=0.5, done=True)]
     found = aside.submit(graded, gym, row_of("sum-1"))
     until(lambda: gym.counts["evaluate"])
-    Service(gym.url, 1.0).client().close()
+    look_back(gym)
     assert isinstance(found.result(), Success) and gym.open == {}
-
-
-def test_what_is_broken_off_is_released(gym: EnvironmentServer, aside: ThreadPoolExecutor) -> None:
-    gym.faults["evaluate"] = [Fault(late=0.5)]
-    lost = aside.submit(graded, gym, row_of("sum-1"))
-    until(lambda: gym.counts["evaluate"])
-    close_all()
-    assert gym.open == {} and isinstance(lost.result(), Failure)
 
 
 # In the graph
@@ -509,8 +480,25 @@ def test_tasks_are_asked_and_graded_in_their_order(
     key = dg.AssetCheckKey(bare.asset_key("responses"), "complete")
     (told,) = bare.instance.event_log_storage.get_asset_check_execution_history(key, 10)
     assert told.evaluation is not None and not looked_at_by(told.evaluation)["unique ids"]
-    close_all()
     assert big.open == {}
+
+
+def test_a_file_that_is_rejected_is_begun_once(bare: Project, big: EnvironmentServer) -> None:
+    big.states = {f"sum-{n}": [] for n in range(20)}
+    ended = bare.run("run-task", evaluation(bare, big.url))
+    assert ended.code == 1 and "20 of 40 rows failed" in ended.err, ended
+    assert big.counts["create"] == 40 and big.open == {}
+
+
+def test_a_listing_does_not_wait_for_a_service_that_hangs(
+    bare: Project, gym: EnvironmentServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("modelcall_assets.sources.environment.LISTING_S", 0.1)
+    file = evaluation(bare, gym.url)
+    gym.faults["get_env_profile"] = [Fault(late=1.0)] * 9
+    checked = bare.run("check", file)
+    assert checked.code == 0 and "no answer within 0.1 s" in checked.out, checked
+    assert gym.counts["create"] == 0
 
 
 def test_a_service_that_is_killed_while_it_grades_costs_no_answer(
@@ -520,14 +508,12 @@ def test_a_service_that_is_killed_while_it_grades_costs_no_answer(
     ended = killed_at(big, "evaluate", lambda: bare.run("run-task", file))
     assert ended.code == 1 and "connect" in ended.err and big.url in ended.err, ended
     assert bare.statuses("scores") == {"train.jsonl": RED}
-    close_all()
     requests = server.stats()["requests"]
     big.start()
     ended = bare.run("retry", file)
     assert ended.code == 0, ended
     assert server.stats()["requests"] == requests == 40
     assert [row["api_status"] for row in grades(bare)] == ["success"] * 40
-    close_all()
     assert big.open == {}
 
 
@@ -537,16 +523,15 @@ def test_a_service_that_is_killed_while_tasks_begin_is_red_and_says_so(
     file = evaluation(bare, big.url)
     ended = killed_at(big, "create", lambda: bare.run("run-task", file))
     assert ended.code == 1 and big.url in ended.err, ended
-    close_all()
     big.start()
     ended = bare.run("run-task", file)
     assert ended.code == 0 and len(grades(bare)) == 40, ended
-    close_all()
     assert big.open == {}
 
 
 @pytest.mark.parametrize(
-    ("at", "number"), [("create", signal.SIGKILL), ("evaluate", signal.SIGINT)]
+    ("at", "number"),
+    [("create", signal.SIGKILL), ("create", signal.SIGINT), ("evaluate", signal.SIGINT)],
 )
 def test_a_run_that_is_killed_leaves_nothing_open_for_long(
     bare: Project, big: EnvironmentServer, at: str, number: int
@@ -556,9 +541,9 @@ def test_a_run_that_is_killed_leaves_nothing_open_for_long(
     bare.signalled(lambda: big.counts[at] > 9, "run-task", file, number=number)
     until(lambda: not big.busy)
     assert number == signal.SIGKILL or big.open == {}
+    assert big.counts[at] < 40
     ended = bare.run("run-task", file)
     assert ended.code == 0 and len(grades(bare)) == 40, ended
-    close_all()
     assert big.open == {}
 
 
@@ -567,19 +552,23 @@ def test_both_are_killed_and_nothing_stays_open(bare: Project, tmp_path: Path) -
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     kept = tmp_path / "open.json"
-    command = [sys.executable, environment_server.__file__, str(port), str(kept), "0.05"]
+    command = [sys.executable, environment_server.__file__, str(port), str(kept), "0.1"]
     file = evaluation(bare, f"http://127.0.0.1:{port}")
 
     def is_open() -> bool:
         return kept.exists() and kept.stat().st_size > len("{}")
 
     with subprocess.Popen(command) as service:
-        bare.signalled(is_open, "run-task", file)
-        service.kill()
+
+        def killed() -> bool:
+            if is_open():
+                service.kill()
+            return service.poll() is not None
+
+        bare.signalled(killed, "run-task", file)
     assert is_open()
     with subprocess.Popen(command) as service:
         ended = bare.run("run-task", file)
         assert ended.code == 0 and len(grades(bare)) == 40, ended
-        close_all()
         service.kill()
     assert kept.read_text() == "{}"

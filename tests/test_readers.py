@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import orjson
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from environment_server import environment
@@ -16,6 +18,7 @@ from modelcall_assets.sources import Dummies, Task, TaskDataset, TaskFile
 from modelcall_assets.sources.tuner import sources_of
 
 ROOT = Path(__file__).parent.parent
+READERS = ROOT / "configs/tasks/readers"
 
 
 def lines(path: Path, *rows: Any) -> str:
@@ -182,13 +185,22 @@ class TestConfig:
             ({}, "x.yaml:task_reader.type: missing; expected one of jsonl_dataset_file"),
             ({"type": "env_servce"}, "did you mean env_service?"),
             (
-                {"type": "dataset_file", "dataset_file": {"training": {"path": "a"}}},
+                {"type": "dataset_file", "dataset_file": {"training": {}}},
                 "x.yaml:task_reader.dataset_file.training.file_path: missing",
             ),
             (
                 {"type": "huggingface_dat_repo"},
                 "x.yaml:task_reader.huggingface_dat_repo.dataset_path: missing",
             ),
+            (
+                {"type": "dataset_file", "dataset_file": {"training": {"file_path": None}}},
+                "x.yaml:task_reader.dataset_file: neither training nor validation is named",
+            ),
+            (
+                {"type": "dataset_file", "dataset_file": {"training": {"file_path": "${d}/a"}}},
+                "x.yaml:task_reader.dataset_file: a `${…}`, which is read as it is written",
+            ),
+            ({"type": None}, "x.yaml:task_reader.type: missing"),
             ({"path": "a/b", "splt": "x"}, "x.yaml:task_reader.splt: unknown key"),
         ],
     )
@@ -201,6 +213,13 @@ class TestConfig:
 def write_reader(project: Project, reader: Any, **fields: Any) -> str:
     step = {"task_reader": reader, "output_dir": "data/read"}
     return str(project.write_steps(sources=step, generate_response=GENERATE, **fields))
+
+
+def distilling_rows(root: Path, name: str) -> list[dict[str, Any]]:
+    return read_rows(root / f"data/responses/{name}.jsonl")
+
+
+NAMES = {"training": "train", "validation": "val"}
 
 
 class TestTasks:
@@ -248,6 +267,83 @@ class TestTasks:
         rows = read_rows(distilling.root / "data/responses/gym-train.jsonl")
         assert [row["task_id"] for row in rows] == ["sum-1", "sum-2", "sum-3"]
 
+    def test_an_export_is_read_back(self, distilling: Project) -> None:
+        root = distilling.root
+        said = [
+            {"role": "system", "content": "Be short."},
+            {"role": "user", "content": "Why?"},
+            {"role": "assistant", "content": "So."},
+            {"role": "user", "content": "And how?"},
+        ]
+        lines(
+            root / "tasks.jsonl",
+            {"main_query": "One?", "task_id": "a", "metadata": {"level": 3}},
+            {"init_messages": said, "task_id": "b"},
+            *({"main_query": f"{n}?", "task_id": n} for n in range(8)),
+        )
+        block = {"training": {"file_path": "tasks.jsonl"}}
+        reader = {"type": "dataset_file", "dataset_file": block}
+        task = write_reader(distilling, reader)
+        assert distilling.run("run-task", task).code == 0
+        command = ("export", task, "--to", "tuner", "--split", "0.3", "--output", "tuner")
+        ended = distilling.run(*command)
+        assert ended.code == 0, ended
+        asked = {row["id"]: row["messages"] for row in distilling_rows(root, "training")}
+        write_reader(distilling, "tuner/tuner.yaml")
+        ended = distilling.run("run-task", task)
+        assert ended.code == 0, ended
+        found = [distilling_rows(root, name) for name in ("training", "validation")]
+        assert {row["task_id"]: row["messages"] for rows in found for row in rows} == asked
+        assert all(found)
+        levels = [row["metadata"].get("level") for rows in found for row in rows]
+        assert levels.count(3) == 1, "its own metadata stay"
+        ended = distilling.run("export", task, "--to", "tuner", "--output", "apart")
+        assert ended.code == 0, ended
+        parts = [read_rows(root / f"apart/{part}/tasks.jsonl") for part in ("train", "validation")]
+        assert [len(part) for part in parts] == [*map(len, found)]
+        ended = distilling.run("publish", task, "published")
+        assert ended.code == 0, ended
+        for part, rows in zip(("train", "validation"), found, strict=True):
+            shard = pq.read_table(root / f"published/data/{part}-00000.parquet")
+            assert shard["task_id"].to_pylist() == [row["task_id"] for row in rows]
+
+    def test_another_slice_and_a_split_that_goes_and_comes(self, distilling: Project) -> None:
+        root = distilling.root
+        for name in ("train", "val"):
+            lines(root / f"{name}.jsonl", *({"main_query": f"{name} {n}?"} for n in range(5)))
+        both = {name: {"file_path": f"{file}.jsonl"} for name, file in NAMES.items()}
+        for blocks, asked in (
+            (both, 10), ({"training": both["training"], "validation": None}, 0), (both, 0),
+        ):  # fmt: skip
+            task = write_reader(distilling, {"type": "dataset_file", "dataset_file": blocks})
+            ended = distilling.run("run-task", task)
+            assert ended.code == 0 and (f"{asked} requests" in ended.out or not asked), ended
+            assert distilling.run("check", task).code == 0
+        source = {"name": "TaskFile", "as": "training", "filepath": "train.jsonl"}
+        for stop, rows in ((3, 3), (None, 5)):
+            step = {"tasks": [{**source, "stop": stop}], "output_dir": "data/read"}
+            distilling.write_steps(sources=step, generate_response=GENERATE)
+            ended = distilling.run("run-task", task)
+            assert ended.code == 0 and "0 requests sent" in ended.out, ended
+            assert len(distilling_rows(root, "training")) == rows
+
+    def test_a_loader_that_is_edited_makes_tasks_anew(self, distilling: Project) -> None:
+        code = distilling.root / "edited.py"
+        reader = {"type": "random_dummy", "random_dummy": {"loader": "edited:task"}}
+        limit = {"enabled": True, "max_items_per_file": 2}
+        task = write_reader(distilling, reader, debug=limit)
+        for made, told in (("number", "gave int"), ("None", "gave NoneType"), ("1 / 0", "Zero")):
+            code.write_text(f"def task(number):\n    return {made}\n")
+            with distilling.start("run-task", task) as running:
+                assert told in running.communicate()[1] and running.returncode == 1
+        for asked in ("one", "another"):
+            code.write_text(f"def task(number):\n    return '{asked}'\n")
+            with distilling.start("run-task", task) as running:
+                running.communicate()
+            assert [row["main_query"] for row in distilling_rows(distilling.root, "training")] == [
+                asked, asked,
+            ]  # fmt: skip
+
     def test_one_of_both_is_named(self, distilling: Project) -> None:
         both = {"task_reader": "tuner.yaml", "tasks": [{"name": "GSM8K"}], "output_dir": "x"}
         task = str(distilling.write_steps(sources=both, generate_response=GENERATE))
@@ -257,3 +353,22 @@ class TestTasks:
         write_reader(distilling, "tuner.yaml")
         told = distilling.run("check", task).out
         assert "tuner.yaml: no task reader; expected ajet.task_reader or astuner" in told
+
+
+class TestShipped:
+    @pytest.mark.parametrize("name", [path.stem for path in READERS.glob("*.yaml")])
+    def test_each_reads_its_tasks(self, distilling: Project, name: str) -> None:
+        shutil.copytree(ROOT / "configs", distilling.root / "configs", dirs_exist_ok=True)
+        (distilling.root / "demo").symlink_to(ROOT / "demo")
+        task = distilling.root / f"configs/tasks/readers/{name}.yaml"
+        with environment() as gym:
+            limit = "debug: {enabled: true, max_items_per_file: 5}\n"
+            task.write_text(task.read_text().replace("http://127.0.0.1:8080", gym.url) + limit)
+            ended = distilling.run("run-task", task)
+            assert ended.code == 0 and gym.open == {}, ended
+        answered = [*(distilling.root / f"data/{name}/responses").glob("*.jsonl")]
+        assert answered and all(row["response"] for path in answered for row in read_rows(path))
+        if (graded := distilling.root / f"data/{name}/grades").exists():
+            assert {path.name for path in graded.glob("*.parquet")} == {
+                f"{path.stem}.parquet" for path in answered
+            }

@@ -39,6 +39,7 @@ from modelcall_assets.sources import (
     SOURCES,
     Conversation,
     CustomJSON,
+    EnvironmentTasks,
     FewShot,
     HumanEval,
     Mixture,
@@ -51,6 +52,7 @@ from modelcall_assets.sources import (
 )
 from modelcall_assets.sources import Sequence as InTurn
 from modelcall_assets.sources.gsm8k import parts_of, text_of
+from modelcall_assets.sources.tasks import Tasks
 from modelcall_assets.storage.datasets import find_split
 from modelcall_assets.storage.places import Stores
 
@@ -150,7 +152,7 @@ class TestSource:
         told = {
             name: (getattr(kind, "hub", None), kind.grader, kind.baseline, kind.eval_type)
             for name, kind in SOURCES.items()
-            if not issubclass(kind, InTurn)
+            if not issubclass(kind, InTurn | Tasks | EnvironmentTasks)
         }
         assert told == {
             "ARC": ("allenai/ai2_arc", "choice", 0.25, "categorical"),

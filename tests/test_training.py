@@ -113,6 +113,12 @@ class TestForms:
             "env_type": "no_env",
             "metadata": {"reference": "42", "scores": {"score": 4}, "provenance": ORIGIN},
         }
+        own = {"metadata": {"answer": 3, "reference": "c"}, "env_type": "gym", **row}
+        kept = line("tuner", own)
+        assert isinstance(kept, dict) and kept["env_type"] == "gym"
+        assert kept["metadata"] == {
+            "answer": 3, "reference": "c", "scores": {"score": 4}, "provenance": ORIGIN,
+        }  # fmt: skip
         alone = line("tuner", {"messages": CHAT[1:3]})
         assert isinstance(alone, dict)
         assert (alone["main_query"], alone["init_messages"]) == ("q1", [])
@@ -299,7 +305,7 @@ class TestExport:
                 scores = {"score": row["score"]}
                 told = {"scores": scores, "provenance": {**origin, "sample": row["sample"]}}
                 wanted["metadata"] |= told
-                wanted["task_id"] = f"{row['id']}#{row['sample']}"
+                wanted["task_id"] = row["id"] + (f":{row['sample'] + 1}" if row["sample"] else "")
             assert found == wanted
 
     def test_tells_what_a_form_cannot_say(self, rated: Project, tmp_path: Path) -> None:
@@ -329,7 +335,7 @@ class TestExport:
         assert all(len(found) == 1 for found in parts.values()), "no record is in both"
 
     def test_of_customjson_is_a_mixture_in_its_order(self, rated: Project, tmp_path: Path) -> None:
-        options = ("--to", "mixture", "--split", "0.2", "--repeat", "a.jsonl=2")
+        options = ("--to", "mixture", "--split", "0.2", "--repeat", "*/a.jsonl=2")
         export(rated, tmp_path, ONE, TWO, *options)
         manifest = orjson.loads((tmp_path / "mixture.json").read_bytes())
         train = [
@@ -394,9 +400,11 @@ class TestExport:
 class TestSamples:
     def test_the_best_is_taken_and_ties_are_told(self, rated: Project, tmp_path: Path) -> None:
         ended = export(rated, tmp_path, ONE, "--file", A, "--best", "score")
-        assert "best of several: records with a tie, the first taken 2" in ended.err
+        assert "the best of each record: a tie, the first taken 2" in ended.err
         best = [(row["id"], row["sample"]) for row in read_rows(tmp_path / A)]
         assert best == [("p1", 1), ("p2", 0), ("p3", 0)]
+        none = rated.run("export", ONE, "--best", "id")
+        assert none.code == 1 and "--best id: no selected row has a number there" in none.err
         wrong = rated.run("export", ONE, "--best", "scor")
         assert wrong.code == 2 and "--best:scor: no row has this column" in wrong.err
         assert "did you mean score?" in wrong.err
@@ -496,6 +504,7 @@ def test_old_names_of_retries(rated: Project, tmp_path: Path) -> None:
         (["--model", "m"], "add --to openai-batch"),
         (["--repeat", "a=2"], "add --to mixture"),
         (["--to", "mixture", "--repeat", "a=no"], "expected GLOB=N"),
+        (["--to", "mixture", "--repeat", "none*=2"], "no file matches; expected a.jsonl"),
         (["--keep-retries"], "add --old-names"),
         (["--into", "../x"], "leads out of the folder"),
         ([TWO], "several tasks have no folder of their own"),
@@ -520,7 +529,7 @@ def test_real_samples_of_a_judge(distilling: Project, tmp_path: Path) -> None:
     assert "left out: 3 records: a tie 3" in ended.out, "the same model at temperature 0"
     export(distilling, tmp_path / "best", file, "--best", "score", "--to", "tuner")
     tasks = read_rows(tmp_path / "best/tasks.jsonl")
-    assert [task["task_id"] for task in tasks] == ["t0#0", "t1#0", "t2#0"]
+    assert [task["task_id"] for task in tasks] == ["t0", "t1", "t2"]
     assert tasks[0]["metadata"]["scores"].keys() == {"score"}
     export(distilling, tmp_path / "asked", file, "--to", "openai-batch")
     request = read_rows(tmp_path / "asked/talk.jsonl")[0]

@@ -1,6 +1,6 @@
 """`modelcall export`: what tasks have published, for people and other programs."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import chain
@@ -44,10 +44,12 @@ from modelcall_assets.stages.selection import (
     Split,
     best_of,
     check_columns,
+    named_split,
     stratified,
 )
 from modelcall_assets.stages.source import Published
 from modelcall_assets.stages.task import Task
+from modelcall_assets.storage.listing import matches
 from modelcall_assets.storage.places import Place
 from modelcall_assets.transforms.training import FORMS, PAIR_FORMS, REQUESTS, TASKS
 
@@ -177,7 +179,7 @@ def export(**given: Any) -> None:
       modelcall export one.yaml two.yaml --to sharegpt --into chats --output training
       modelcall export my_task.yaml --best score --to openai
       modelcall export my_task.yaml --pairs score --margin 1 --to trl
-      modelcall export my_task.yaml --failures --to openai-batch
+      modelcall export my_task.yaml --stage responses --failures --to openai-batch
       modelcall export my_task.yaml --old-names --keep-retries
       modelcall export my_task.yaml --dialogue-log
     """
@@ -196,7 +198,7 @@ def export(**given: Any) -> None:
         return
     own = f"{tasks[0].stages[-1].folder}_export/{asked.to or files[0].stage.name}"
     folder = tasks[0].layout.place(asked.output or own)
-    form, groups = _form(asked, tasks[0]), _groups(asked, tasks, files)
+    form, groups = _form(asked, tasks[0], files), _groups(asked, tasks, files)
     _check_targets(asked, tasks, folder, form, groups)
     exported = export_files(groups, folder, selection, form)
     if form.examples is not None:
@@ -253,18 +255,20 @@ def _selection(asked: Asked, files: Sequence[Published]) -> Selection:
     if asked.best is not None:
         selection, told = best_of(files, selection, asked.best)
         if told:
-            echo(f"best of several: records with {by_count(told)}", err=True)
+            echo(f"the best of each record: {by_count(told)}", err=True)
     if asked.size is not None:
         selection = stratified(files, selection, asked.size, asked.by, asked.seed)
     return selection
 
 
-def _form(asked: Asked, task: Task) -> Form:
+def _form(asked: Asked, task: Task, files: Sequence[Published]) -> Form:
     examples = None
     if asked.to is not None:
         pairs = None if asked.pairs is None else Pairs(asked.pairs, asked.margin or 0.0)
         examples = Examples(asked.to, pairs, _params(asked, task))
     split = Split(asked.share or 0.0, asked.seed)
+    if asked.to in OWN_FILES:
+        split = named_split(files, split.share, split.seed)
     return Form(asked.format or "jsonl", asked.old_names, asked.keep_retries, split, examples)
 
 
@@ -302,10 +306,14 @@ def _check_targets(
     tasks: Sequence[Task],
     folder: Place,
     form: Form,
-    stems: Iterable[PurePosixPath],
+    stems: Collection[PurePosixPath],
 ) -> None:
     """An export may not replace what a task reads or has published, nor what is anybody's."""
     refuse_own(folder, tasks, "--output")
+    names = [f"{stem}.jsonl" for stem in stems]
+    for pattern in asked.repeat_by_pattern:
+        if not any(matches(name, pattern) for name in names):
+            raise misuse("--repeat", "no file matches", ", ".join(names[:3]), pattern)
     if asked.output is not None and not asked.keep_retries:
         paths = [path for stem in stems for _, _, path in form.targets(stem)]
         paths += [PurePosixPath(OWN_FILES[asked.to])] if asked.to in OWN_FILES else []

@@ -32,7 +32,7 @@ from modelcall_assets.stages.dataset import (
     check_free,
     finish,
 )
-from modelcall_assets.stages.selection import Selection, Split
+from modelcall_assets.stages.selection import Selection, named_split
 from modelcall_assets.stages.task import Task
 from modelcall_assets.storage.places import Place
 
@@ -89,7 +89,7 @@ def publish(
     """
     shown = stage_of(task, stage)
     files = chosen_files(shown, pattern, rejected=False)
-    split = Split(share or 0.0, seed)
+    split = named_split(files, share or 0.0, seed)
     chosen = Selection("successes", parsed_where(condition, files))
     dataset = Dataset(files, chosen, split, shard_mb << 20)
     hub = _hub_dataset(task, destination, revision, private)

@@ -5,10 +5,10 @@ from typing import Any, ClassVar
 
 from modelcall_assets.grading.item import one_of, response_of
 from modelcall_assets.records.outcome import Row
-from modelcall_assets.sources.env_service import Client, Service
+from modelcall_assets.sources.env_service import Service, run
 
 
-@dataclass(frozen=True)
+@dataclass
 class Environment(Service):
     """Grades a row of such a task, which is begun anew, of up to `concurrency` at once. `correct`
     is a reward of 1 or more; `reward` is that, or by the formula `judge` half of it, and 1 more
@@ -38,15 +38,14 @@ class Environment(Service):
 
     def score(self, item: Row) -> dict[str, Any]:
         """RowFailed when the service gives no reward, ValueError for an item of another state."""
-        client = self.client()
-        raw = client.begin(self._raw(client, item)).result()
+        raw = run(self._raw(item))
         correct = raw >= 1
         reward = 0.5 * raw + correct if self.formula == "judge" else raw
         return {"correct": correct, "reward": reward, "raw": raw}
 
-    async def _raw(self, client: Client, item: Row) -> float:
+    async def _raw(self, item: Row) -> float:
         env_type, task = self.wanted(item)
-        async with client.instance(env_type, task) as instance:
+        async with self.instance(env_type, task) as instance:
             if instance.messages != item.get("messages"):
                 what = "begins otherwise now than when it was asked: another task, or a random one"
                 raise ValueError(f"task {task} {what}")

@@ -1,51 +1,39 @@
-"""Which instances of a service are open, written down so that a kill leaves none behind."""
+"""Notes of what is open at a service, so that a kill leaves none behind: a file for each instance,
+locked while its process lives."""
 
 from __future__ import annotations
 
 import fcntl
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from uuid import uuid4
 
 from modelcall_assets.errors import StoreError
 from modelcall_assets.storage.places import explained
 
+CrossOut = Callable[[], None]
 
-class OpenInstances:
-    """Their ids, in a file that is locked while its process lives. The next one in the folder takes
-    over what a process has left that ended."""
 
-    def __init__(self, folder: Path) -> None:
-        """StoreError when the folder cannot be written."""
-        self.ids = set[str]()
+@contextmanager
+def noted(folder: Path, instance: str) -> Iterator[CrossOut]:
+    """StoreError when the folder cannot be written."""
+    note, hidden = folder / instance, folder / f".{instance}"
+    with ExitStack() as open_files:
         with explained(folder, StoreError):
             folder.mkdir(parents=True, exist_ok=True)
-            self._path = folder / uuid4().hex
-            self._file = (folder / f".{self._path.name}").open("a", buffering=1)
-            fcntl.flock(self._file, fcntl.LOCK_EX)
-            Path(self._file.name).rename(self._path)  # nobody sees it without its lock
-            for path in folder.glob("[!.]*"):
-                self._take_over(path)
+            fcntl.flock(open_files.enter_context(hidden.open("w")), fcntl.LOCK_EX)
+            hidden.rename(note)  # nobody sees it without its lock
+        yield note.unlink
 
-    def _take_over(self, path: Path) -> None:
-        with suppress(FileNotFoundError, BlockingIOError), path.open() as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            left = set[str]()
-            for sign, instance in ((line[0], line[1:]) for line in file.read().split()):
-                (left.add if sign == "+" else left.discard)(instance)
-            for instance in left:
-                self.add(instance)
-            path.unlink()
 
-    def add(self, instance: str) -> None:
-        self.ids.add(instance)
-        self._file.write(f"+{instance}\n")
-
-    def cross_out(self, instance: str) -> None:
-        self.ids.discard(instance)
-        self._file.write(f"-{instance}\n")
-
-    def close(self) -> None:
-        if not self.ids:
-            self._path.unlink(missing_ok=True)
-        self._file.close()
+@contextmanager
+def of_the_dead(folder: Path) -> Iterator[Mapping[str, CrossOut]]:
+    """Instances whose notes nobody holds; here they are held meanwhile."""
+    with ExitStack() as open_files:
+        found = dict[str, CrossOut]()
+        for note in folder.glob("[!.]*"):
+            with suppress(FileNotFoundError, BlockingIOError):
+                file = open_files.enter_context(note.open())
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                found[note.name] = note.unlink
+        yield found

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -68,7 +68,7 @@ class Task:
             messages = found["messages"] if isinstance(found, dict) else None
         if not messages:
             raise ValueError("neither main_query nor init_messages: there is nothing to send")
-        return {"messages": messages, **asdict(self)}
+        return {"messages": messages, **vars(self)}
 
 
 _FIELDS = tuple(Task.__dataclass_fields__)
@@ -94,7 +94,7 @@ class Tasks(Source):
             conversation = task.conversation()
         except ValueError as error:
             raise InputError(f"{where}: {error}") from error
-        own = task.task_id or record_id(asdict(task), at, self.name)
+        own = task.task_id or record_id(vars(task), at, self.name)
         return {"id": own, **conversation}
 
     @cached_property
@@ -184,9 +184,13 @@ class Dummies(Tasks):
     def task(self, index: int) -> tuple[Task, str]:
         number = int(self._numbers[index])
         made: Any = f"[dummy task @ {number}]" if self._loader is None else self._loader(number)
-        row = {"main_query": made} if isinstance(made, str) else dict(made)
+        where = f"{self.name}, task {number}"
+        row = {"main_query": made} if isinstance(made, str) else made
+        if not isinstance(row, Mapping):
+            have = type(row).__name__
+            raise InputError(f"{where}: the loader gave {have}; expected a text or a mapping")
         plain = {"task_id": str(number), "metadata": {"random_number": number}}
-        return Task.of({**plain, **row}), f"{self.name}, task {number}"
+        return Task.of({**plain, **row}), where
 
     @cached_property
     def _numbers(self) -> Sequence[int]:

@@ -19,7 +19,7 @@ Options = dict[str, Any]
 
 
 class _File(Block):
-    file_path: Text
+    file_path: Text | None
 
 
 class _Files(Block):
@@ -28,12 +28,12 @@ class _Files(Block):
 
     def sources(self) -> Iterator[Options]:
         for name, file in ((TRAINING, self.training), (VALIDATION, self.validation)):
-            if file is not None:
+            if file is not None and file.file_path is not None:
                 yield {"name": "TaskFile", "as": name, "filepath": file.file_path}
 
 
 class _Splits(Block):
-    training_split: Text = "train"
+    training_split: Text | None = "train"
     validation_split: Text | None = None
 
     @property
@@ -111,7 +111,7 @@ def sources_of(reader: Mapping[str, Any], file: str, field: str) -> list[Options
     what is wrong there."""
     kind, block, place = _Later, reader, field
     if "path" not in reader:
-        name = str(reader.get("type", ""))
+        name = str(reader.get("type") or "")
         if name not in READERS:
             told = f"no reader {name!r}" if name else "missing"
             expected, fix = f"one of {', '.join(READERS)}", did_you_mean(name, READERS)
@@ -119,7 +119,12 @@ def sources_of(reader: Mapping[str, Any], file: str, field: str) -> list[Options
         kind = READERS[name]
         written = next((each for each in READERS if READERS[each] is kind and each in reader), name)
         block, place = block_at({**reader}, written), f"{field}.{written}"
+    if "${" in repr(block):
+        told = "a `${…}`, which is read as it is written"
+        raise SetupError([Problem(file, place, told, fix="write what it stands for")])
     parsed, problems = validate(kind, {**block}, file)
     if parsed is None:
         raise SetupError([replace(each, field=f"{place}.{each.field}") for each in problems])
-    return [*parsed.sources()]
+    if not (found := [*parsed.sources()]):
+        raise SetupError([Problem(file, place, "neither training nor validation is named")])
+    return found

@@ -108,7 +108,9 @@ class Panel:
                 raise InputError(f"{path}: a label without id; expected {' or '.join(ID_COLUMNS)}")
             key, label = (record, *(str(row.get(part)) for part in parts)), _label(row[column])
             if label is not None and labels.setdefault(key, label) != label:
-                raise InputError(f"{path}: two labels for {short(record)}; leave one of them")
+                raise InputError(
+                    f"{path}: two labels for {short(record)}; leave one, or add a column sample"
+                )
         if not labels:
             raise InputError(f"{path}: no row has a {column}; name the column of the labels")
         self.has_texts |= any(isinstance(label, str) for label in labels.values())

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
 import yaml
 
 from modelcall_assets.records.outcome import Row
@@ -23,6 +24,16 @@ from modelcall_assets.storage.values import readable_schema
 from modelcall_assets.transforms.transcript import markdown, markdown_table
 
 SHOWN_INPUTS = 50
+_ANSWERS = {
+    "messages": "the conversation as it came",
+    "final_messages": "what was asked, and the answer",
+    "response": "the answer",
+    "reasoning": "what the model thought before it",
+    "sample": "which of several answers to the same",
+    "finish_reason": "why the model stopped",
+    "usage": "tokens, as the endpoint counted",
+}
+"""What columns of answers are."""
 _POWERS = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T")
 
 
@@ -103,12 +114,18 @@ def _sections(dataset: Dataset, made: Shards, said: Told) -> Iterator[str]:
     yield "## Columns"
     yield markdown_table(
         [
-            {"column": name, "type": kind, "what it is": API_ABOUT.get(name, "")}
+            {"column": name, "type": kind, "what it is": _about(name, made.schema)}
             for name, kind in readable_schema(made.schema)
         ]
     )
     yield from _origin(stage)
     yield f"## Made by\n\n```console\n{shlex.join(said.command)}\n```"
+
+
+def _about(name: str, schema: pa.Schema) -> str:
+    """Of a column of ours, also one of an earlier stage."""
+    known = API_ABOUT | (_ANSWERS if "final_messages" in schema.names else {})
+    return known.get(name.removeprefix("input_"), "")
 
 
 def _left_out(dataset: Dataset, made: Shards) -> Mapping[str, int]:

@@ -67,7 +67,7 @@ class Examples:
     pairs: Pairs | None = None
     params: Mapping[str, Any] = field(default_factory=dict[str, Any])
     _taken: set[str] = field(default_factory=set[str], init=False, repr=False)
-    """Names of requests."""
+    """Names of requests and tasks."""
     _rated: dict[str, Sequence[str]] = field(
         default_factory=dict[str, Sequence[str]], init=False, repr=False
     )
@@ -91,7 +91,9 @@ class Examples:
         row, origin = _row(chosen), chosen.origin
         if self.form == TASKS:
             scores = {name: row.get(name) for name in self._rated_in(chosen.file)}
-            return tuner(Exchange.of(row), chosen.name, scores, origin), origin
+            task = tuner(Exchange.of(row), self._free(chosen.id), scores, origin)
+            self._taken.add(task["task_id"])
+            return task, origin
         if self.form == REQUESTS:
             request = openai_batch(Exchange.of(row), self._free(chosen.name), self.params)
             self._taken.add(request["custom_id"])
@@ -164,7 +166,8 @@ def _mixture(rows: Mapping[str, int], repeats: Mapping[str, int]) -> Row:
     mixed: dict[str, list[Row]] = {TRAIN: []}
     for path, number in rows.items():
         part = VALIDATION if path.startswith(f"{VALIDATION}/") else TRAIN
-        times = (times for pattern, times in repeats.items() if matches(path, pattern))
+        own = path.removeprefix(f"{part}/")
+        times = (times for pattern, times in repeats.items() if matches(own, pattern))
         repeat = next(times, 1) if part == TRAIN else 1
         mixed.setdefault(part, []).append({"file": path, "rows": number, "repeat": repeat})
     return {"seed": 42, **mixed}

@@ -8,15 +8,18 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
-from typing import Any
+from shutil import copyfileobj
+from tempfile import TemporaryFile
+from typing import IO, Any
 
 from modelcall_assets.config.distillation import DistillationTask
 from modelcall_assets.config.steps import SourcesStep
-from modelcall_assets.errors import InputError, Problem, SetupError
+from modelcall_assets.errors import InputError, Problem, RunStopped, SetupError
 from modelcall_assets.records import decode_key, encode_key
 from modelcall_assets.records.outcome import Failure, Reason, Row
 from modelcall_assets.sources import FewShot, Source, find_source
 from modelcall_assets.sources import Sequence as Several
+from modelcall_assets.sources.data import DatasetSplit
 from modelcall_assets.sources.env_service import ServiceGone
 from modelcall_assets.sources.tuner import read_tuner, sources_of
 from modelcall_assets.stages.chatml import Conversations
@@ -25,7 +28,7 @@ from modelcall_assets.stages.publication import Draft
 from modelcall_assets.stages.raw import SHOWN_MEMBERS, Raw, RawReport
 from modelcall_assets.stages.report import Distribution, Report, Tally, last_line
 from modelcall_assets.stages.source import MEMBERS, changed
-from modelcall_assets.storage.files import NewFile, file_digest, write_lines
+from modelcall_assets.storage.files import NewFile, file_digest
 from modelcall_assets.storage.listing import FileInfo
 from modelcall_assets.transforms import encode
 from modelcall_assets.transforms.chatml import failed_row
@@ -261,12 +264,13 @@ class Prepared(Conversations):
         """What is not here yet."""
         sources = self.inputs.sources.values()
         for origin in {origin: None for each in sources for origin in each.origins}:
+            field = "" if isinstance(origin, DatasetSplit) else "sources"
             try:
                 if not origin.found():
                     fix = "or let the run fetch it" if origin.is_remote else ""
-                    yield self.task.warning(origin.absent, fix=fix)
+                    yield self.task.warning(origin.absent, field=field, fix=fix)
             except InputError as error:
-                yield self.task.warning(str(error))
+                yield self.task.warning(str(error), field=field)
         for each in sources:
             try:
                 each.version()
@@ -274,32 +278,42 @@ class Prepared(Conversations):
                 yield self.task.warning(str(error), field="sources")
 
     def make(self, key: str, tally: Tally) -> Report:
-        """InputChanged when the files are not what raw recorded."""
-        raw = self.before.need(key)
-        with Draft(self, key) as draft:
-            report = draft.written(partial(_write, self.inputs.made(key), self.task.row_limit))
+        """InputChanged when the files are not what raw recorded, RunStopped when the tally is
+        stopped."""
+        raw, limit = self.before.need(key), self.task.row_limit
+        with Draft(self, key) as draft, TemporaryFile() as prepared:
+            report = _prepare(self.inputs.made(key), limit, prepared, tally)
+            draft.written(partial(_copy, prepared, report))
             if self.inputs.file(key).version != raw.input.version:
                 raise changed(self.layout.input_folder)
             draft.publish(report, raw.input)
         return report
 
 
-def _write(rows: Sequence[Row | Failure], limit: int | None, out: NewFile) -> Report:
+def _prepare(
+    rows: Sequence[Row | Failure], limit: int | None, out: IO[bytes], tally: Tally
+) -> Report:
+    """Each row once: a source may be slow, or say something else the next time."""
     report, turns = Report(), Counter[int]()
-
-    def lines() -> Iterator[bytes]:
-        for at in range(len(rows))[:limit]:
-            report.rows_in += 1
-            row = rows[at]
-            if isinstance(row, Failure):
-                report.fail(report.rows_in, "", row.reason, row.detail)
-                yield encode(failed_row(row))
-            else:
-                turns[len(row["messages"])] += 1
-                report.show(row)
-                yield encode(row)
-
-    write_lines(out, lines())
-    report.rows, report.data_version = report.rows_in, out.digest
+    for at in range(len(rows))[:limit]:
+        if tally.is_stopped:
+            raise RunStopped("interrupted; this file is prepared from its first row again")
+        report.rows_in += 1
+        row = rows[at]
+        if isinstance(row, Failure):
+            report.fail(report.rows_in, "", row.reason, row.detail)
+            out.write(encode(failed_row(row)))
+        else:
+            turns[len(row["messages"])] += 1
+            report.show(row)
+            out.write(encode(row))
+    report.rows = report.rows_in
     report.histograms["messages"] = Distribution(turns)
+    return report
+
+
+def _copy(prepared: IO[bytes], report: Report, out: NewFile) -> Report:
+    prepared.seek(0)
+    copyfileobj(prepared, out)
+    report.data_version = out.digest
     return report

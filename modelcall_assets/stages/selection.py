@@ -48,23 +48,30 @@ class Selection:
 @dataclass(frozen=True, slots=True)
 class Split:
     """Which part a record is in: by its id and the seed alone. Without a share there is one part,
-    which has no name."""
+    which has no name; or, by the names of files, `validation` and `train`, all others."""
 
     share: float = 0.0
     """Of `validation`."""
     seed: int = 42
+    by_name: bool = False
 
     @property
     def parts(self) -> tuple[str, ...]:
-        return (TRAIN, VALIDATION) if self.share else ("",)
+        return (TRAIN, VALIDATION) if self.share or self.by_name else ("",)
 
-    def part_of(self, record: str) -> str:
+    def part_of(self, record: str, file: Published) -> str:
         if not self.share:
-            return ""
+            named = VALIDATION if file.stem.name == VALIDATION else TRAIN
+            return named if self.by_name else ""
         return VALIDATION if _lot(f"{self.seed}:{record}") / _MOST_LOT < self.share else TRAIN
 
 
 WHOLE = Split()
+
+
+def named_split(files: Sequence[Published], share: float, seed: int) -> Split:
+    """By the names of files where one is called validation, and no share is asked for."""
+    return Split(share, seed, any(file.stem.name == VALIDATION for file in files))
 
 
 @dataclass(slots=True)
@@ -110,7 +117,7 @@ def chosen_batches(
             for index, item in enumerate(batch.items, batch.start):
                 if selection.takes(file, index, item):
                     record = file.identity(index, item)
-                    rows.append(Chosen(file, index, item, record, split.part_of(record)))
+                    rows.append(Chosen(file, index, item, record, split.part_of(record, file)))
             yield batch, rows
 
 
@@ -164,6 +171,8 @@ def best_of(
         most, best = max(found, key=itemgetter(0))
         told["a tie, the first taken"] += sum(value == most for value, _ in found) > 1
         only.add((label_of(best.file), best.index))
+    if told and not only:
+        raise InputError(f"--best {score}: no selected row has a number there")
     return replace(selection, only=only), +told
 
 

@@ -141,8 +141,10 @@ def sharegpt_pair(better: Exchange, worse: Exchange) -> Row:
 
 def tuner(exchange: Exchange, name: str, scores: Row, provenance: Row) -> Row:
     """A task of AgentScope Tuner. Where more is asked than one question, `init_messages` are all
-    turns that are asked: a trainer begins with them, and with `main_query` only without them."""
-    asked, reference = exchange.asked, exchange.row.get("reference")
+    turns that are asked: a trainer begins with them, and with `main_query` only without them. What
+    the row has as the metadata and environment of a task stays."""
+    row, asked = exchange.row, exchange.asked
+    reference, metadata = row.get("reference"), _fields(row.get("metadata"))
     query = next((turn for turn in reversed(asked) if turn["role"] == "user"), None)
     if query is None:
         raise LeftOut("no question of a user")
@@ -152,8 +154,13 @@ def tuner(exchange: Exchange, name: str, scores: Row, provenance: Row) -> Row:
         "main_query": _text(query),
         "init_messages": [] if asked == [query] else asked,
         "task_id": name,
-        "env_type": "no_env",
-        "metadata": {"reference": reference, "scores": scores, "provenance": provenance},
+        "env_type": row.get("env_type") or "no_env",
+        "metadata": {
+            "reference": reference,
+            **metadata,
+            "scores": scores,
+            "provenance": provenance,
+        },
     }
 
 
