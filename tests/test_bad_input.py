@@ -250,7 +250,7 @@ class TestFiles:
         assert server.stats()["requests"] == 1
         exported = project.run("export", TASK, "--stage", "raw", "--successes", "--output", "copy")
         assert exported.code == 0, exported
-        (copy,) = (project.root / "copy").rglob("*.jsonl")
+        (copy,) = (project.root / "copy").glob("*.jsonl")
         assert orjson.loads(copy.read_bytes()) == {"id": 1, "text": "中文"}
 
     @pytest.mark.parametrize("preprocesses", [False, True], ids=["as it is", "preprocessed"])

@@ -973,7 +973,7 @@ class TestFailures:
         task = str(project.task_file)
         ended = project.run("export", task, "--old-names", "--output", "data/old")
         assert ended.code == 0, ended
-        files = sorted(each.name for each in (project.root / "data/old").iterdir())
+        files = sorted(each.name for each in (project.root / "data/old").glob("[!.]*"))
         assert files == [f"{stem}.jsonl", f"{stem}_error.jsonl"]
         assert [row["response"] for row in read_rows(project.root / "data/old" / files[0])] == [
             "re: good",

@@ -152,7 +152,8 @@ class Service:
             ):
                 said = await reply.read()
         except aiohttp.ClientConnectorError as error:
-            raise RowFailed(Reason.CONNECT, str(error)) from None
+            what = f"no connection: {error.os_error}; start the service, or correct the URL"
+            raise RowFailed(Reason.CONNECT, what) from None
         except (aiohttp.ClientError, OSError) as error:
             self._unsure.add(fields["instance_id"])
             if isinstance(error, TimeoutError):
