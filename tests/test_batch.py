@@ -677,6 +677,7 @@ class TestModelFile:
         assert len(self.problems(mode="slow")) == 1
 
 
+@pytest.mark.slow
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     faults=st.builds(

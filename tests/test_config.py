@@ -98,6 +98,7 @@ NO_YAML = {
 }
 
 
+@pytest.mark.slow
 def test_what_is_no_yaml_has_its_place(tmp_path: Path, messages: Messages) -> None:
     found = {}
     for name, text in NO_YAML.items():

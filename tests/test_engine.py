@@ -248,6 +248,7 @@ def test_a_wait_that_was_asked_for_is_never_cut_short(status: int, headers: dict
     assert third - second >= 0.299
 
 
+@pytest.mark.slow
 def test_being_busy_uses_up_no_retries() -> None:
     busy = refusal(429, "busy", Retry_After="0.01")
     (result,), _ = ask_script(*[busy] * 20, http(200, GOOD), max_retries=0)

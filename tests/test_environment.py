@@ -31,6 +31,8 @@ from modelcall_assets.sources.env_service import Service, ServiceGone, run
 from modelcall_assets.sources.environment import EnvironmentTasks
 from modelcall_assets.transforms.user_code import grade
 
+pytestmark = pytest.mark.slow
+
 QUICK = {"retry_wait_s": 0.01}
 
 

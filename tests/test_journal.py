@@ -567,6 +567,7 @@ def bytes_per_row(work: Callable[[range], object], rows: int) -> float:
     return peak / (rows - rows // 10)
 
 
+@pytest.mark.slow
 def test_counting_and_finding_a_row_cost_22_bytes_at_any_moment() -> None:
     """From 10,000 to 100,000 rows, growth included; each is half of it."""
     keys = [hashlib.sha256(b"%d" % row).hexdigest()[:32] for row in range(100_000)]

@@ -29,6 +29,8 @@ from modelcall_assets.stages import Run
 from modelcall_assets.stages.report import Tally
 from modelcall_assets.stages.task import Task
 
+pytestmark = pytest.mark.slow
+
 IN_FLIGHT = 16
 
 

@@ -717,6 +717,7 @@ class TestOwn:
         assert versions[0] != versions[1]
 
 
+@pytest.mark.slow
 class TestProcesses:
     def rows(self, folder: Path) -> Path:
         texts = (CODE * (200 + n % 50) + f"# {n}\n" for n in range(3000))

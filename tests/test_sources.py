@@ -650,6 +650,7 @@ def tell(work):
 """
 
 
+@pytest.mark.slow
 class TestHub:
     @pytest.fixture
     def hub(self, tmp_path: Path) -> Iterator[Hub]:

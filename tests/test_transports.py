@@ -136,6 +136,7 @@ def test_the_rehearsal_endpoint_answers_both() -> None:
     assert others == [first] * 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", TRANSPORTS)
 def test_a_session_has_no_limit_of_its_own_and_keeps_its_connections(
     kind: type[DirectTransport | SdkTransport],
