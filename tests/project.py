@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -37,6 +38,7 @@ from modelcall_assets.defs.runs import RunSummary, TaskRunner
 from modelcall_assets.defs.sensors import files_sensor
 from modelcall_assets.llm import Engine
 from modelcall_assets.records import decode_key, encode_key
+from modelcall_assets.rehearsal import serve_in_thread
 from modelcall_assets.stages import Run
 from modelcall_assets.stages.asking import AskingStage
 from modelcall_assets.stages.report import Report, Tally
@@ -202,6 +204,24 @@ def read_rows(path: Path) -> list[Row]:
 def stable(rows: Sequence[Row]) -> list[Row]:
     """Without what differs from run to run."""
     return [{name: row[name] for name in row if name not in VOLATILE_COLUMNS} for row in rows]
+
+
+@contextmanager
+def ran(project: Project, home: Path, code: int, **task: Any) -> Iterator[Project]:
+    """A project whose task has been run over three files, and ended with the code: 68 good rows,
+    and two bad lines in A. `home` is an empty one, to be copied."""
+    project.write_task(task)
+    project.write_model()
+    project.write_prompt()
+    project.write_input(A, [*some_rows(4, "first"), b"{torn", b"[2]"])
+    project.write_input(B, some_rows(4, "second"))
+    project.write_input(C, some_rows(60, "third"))
+    own = shutil.copytree(home, project.root / "dagster_home")
+    with serve_in_thread() as server, pytest.MonkeyPatch.context() as environment:
+        environment.setenv("DAGSTER_HOME", str(own))
+        environment.setenv("REHEARSAL_BASE_URL", server.base_url)
+        assert project.run("run-task", TASK).code == code
+        yield project
 
 
 def turn(role: str, content: Any) -> Row:

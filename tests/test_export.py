@@ -4,7 +4,6 @@ pieces of a file, cut and joined."""
 from __future__ import annotations
 
 import re
-import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -16,10 +15,10 @@ import orjson
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
-from project import TASK, A, B, C, Ended, Project, Row, read_rows, some_rows
+from project import TASK, A, B, C, Ended, Project, Row, ran, read_rows, some_rows
 
 from modelcall_assets.cli.main import modelcall
-from modelcall_assets.rehearsal import NO_FAULTS, Faults, RehearsalServer, serve_in_thread
+from modelcall_assets.rehearsal import NO_FAULTS, Faults, RehearsalServer
 from modelcall_assets.stages.export import ORIGINS, Form, export_dialogues, export_files
 from modelcall_assets.stages.selection import Selection
 from modelcall_assets.stages.source import FailedRow, Published, failed_rows
@@ -48,17 +47,7 @@ def ids(rows: Sequence[dict[str, Any]]) -> list[str]:
 def scored(tmp_path_factory: pytest.TempPathFactory, empty_home: Path) -> Iterator[Project]:
     """Only to be read. 68 rows; A has two bad lines besides, and is red for them."""
     made = Project(tmp_path_factory.mktemp("scored") / "project")
-    made.write_task()
-    made.write_model()
-    made.write_prompt()
-    made.write_input(A, [*some_rows(4, "first"), b"{torn", b"[2]"])
-    made.write_input(B, some_rows(4, "second"))
-    made.write_input(C, some_rows(60, "third"))
-    home = shutil.copytree(empty_home, made.root / "dagster_home")
-    with serve_in_thread() as server, pytest.MonkeyPatch.context() as environment:
-        environment.setenv("DAGSTER_HOME", str(home))
-        environment.setenv("REHEARSAL_BASE_URL", server.base_url)
-        assert made.run("run-task", TASK).code == 1
+    with ran(made, empty_home, 1):
         yield made
 
 

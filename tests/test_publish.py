@@ -13,12 +13,11 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from hub_server import Hub, serve_hub
-from project import NAMES, TASK, A, B, C, Ended, Project, Row, some_rows
+from project import NAMES, TASK, A, B, C, Ended, Project, Row, ran, some_rows
 from s3_server import S3Server
 
 from modelcall_assets.errors import InputError
 from modelcall_assets.records import encode_key
-from modelcall_assets.rehearsal import serve_in_thread
 from modelcall_assets.stages.card import size_category
 from modelcall_assets.stages.report import Tally
 from modelcall_assets.storage.datasets import find_splits
@@ -30,17 +29,7 @@ DATASET = "hf://datasets/org/rated"
 def scored(tmp_path_factory: pytest.TempPathFactory, empty_home: Path) -> Iterator[Project]:
     """Only to be read. 68 good rows of three files; A has two bad lines besides."""
     made = Project(tmp_path_factory.mktemp("scored") / "project")
-    made.write_task({"max_failure_rate": 1})
-    made.write_model()
-    made.write_prompt()
-    made.write_input(A, [*some_rows(4, "first"), b"{torn", b"[2]"])
-    made.write_input(B, some_rows(4, "second"))
-    made.write_input(C, some_rows(60, "third"))
-    home = shutil.copytree(empty_home, made.root / "dagster_home")
-    with serve_in_thread() as server, pytest.MonkeyPatch.context() as environment:
-        environment.setenv("DAGSTER_HOME", str(home))
-        environment.setenv("REHEARSAL_BASE_URL", server.base_url)
-        assert made.run("run-task", TASK).code == 0
+    with ran(made, empty_home, 0, max_failure_rate=1):
         yield made
 
 

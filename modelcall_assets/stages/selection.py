@@ -12,9 +12,9 @@ from typing import Literal
 
 import pyarrow as pa
 
-from modelcall_assets.config import did_you_mean
-from modelcall_assets.errors import InputError, Problem, SetupError
+from modelcall_assets.errors import InputError, Problem, SetupError, did_you_mean
 from modelcall_assets.records.outcome import BadLine, Row, short
+from modelcall_assets.stages.ratings import SAMPLE
 from modelcall_assets.stages.source import Published
 from modelcall_assets.storage.rows import Batch
 from modelcall_assets.storage.values import SchemaInference, has
@@ -24,7 +24,6 @@ from modelcall_assets.transforms.training import LeftOut
 Keep = Literal["successes", "failures", "all"]
 TRAIN, VALIDATION = "train", "validation"
 MOST_STRATA = 1000
-SAMPLE = "sample"
 _MOST_LOT = 1 << 64
 
 
