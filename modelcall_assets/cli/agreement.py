@@ -8,14 +8,8 @@ import orjson
 from rich.console import Console
 
 from modelcall_assets.cli.compare import RESULT, ratings_at
-from modelcall_assets.cli.terminal import (
-    EXISTING_FILE,
-    echo,
-    echo_data,
-    misuse,
-    stage_option,
-    table_of,
-)
+from modelcall_assets.cli.options import EXISTING_FILE, misuse, stage_option
+from modelcall_assets.cli.terminal import echo, echo_data, table_of
 from modelcall_assets.stages.agreement import Panel
 from modelcall_assets.transforms.statistics import Scale
 

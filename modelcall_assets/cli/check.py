@@ -12,15 +12,9 @@ from typing import Any
 import click
 import yaml
 
+from modelcall_assets.cli.options import EXISTING_FILE, NEW_FILE, force_option, refuse_existing
 from modelcall_assets.cli.plan import prepared_rows
-from modelcall_assets.cli.terminal import (
-    EXISTING_FILE,
-    NEW_FILE,
-    echo,
-    echo_data,
-    force_option,
-    refuse_existing,
-)
+from modelcall_assets.cli.terminal import echo, echo_data
 from modelcall_assets.config import Content, Parse
 from modelcall_assets.config.catalog import (
     SUFFIXES,

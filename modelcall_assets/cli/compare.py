@@ -9,19 +9,17 @@ import click
 import orjson
 from rich.console import Console
 
-from modelcall_assets.cli.page import Record, intervals, page, plots, records_json, table
-from modelcall_assets.cli.terminal import (
+from modelcall_assets.cli.options import (
     NEW_FILE,
     chosen_files,
-    echo,
-    echo_data,
     force_option,
     load,
     refuse_existing,
     stage_of,
     stage_option,
-    table_of,
 )
+from modelcall_assets.cli.page import Record, intervals, page, plots, records_json, table
+from modelcall_assets.cli.terminal import echo, echo_data, table_of
 from modelcall_assets.config.catalog import SUFFIXES as TASK_SUFFIXES
 from modelcall_assets.records.outcome import Row
 from modelcall_assets.stages.compare import Changed, Compared, Comparison, compare

@@ -10,10 +10,9 @@ from typing import Any, Literal
 import click
 from rich.console import Console
 
-from modelcall_assets.cli.terminal import (
+from modelcall_assets.cli.options import (
     EXISTING_FILE,
     chosen_files,
-    echo,
     file_option,
     force_option,
     load,
@@ -25,9 +24,9 @@ from modelcall_assets.cli.terminal import (
     split_option,
     stage_of,
     stage_option,
-    table_of,
     where_option,
 )
+from modelcall_assets.cli.terminal import echo, table_of
 from modelcall_assets.records import stem_of
 from modelcall_assets.stages.asking import AskingStage
 from modelcall_assets.stages.examples import OWN_FILES, Examples, Pairs, tell_trainer

@@ -9,17 +9,15 @@ import click
 import orjson
 from rich.console import Console
 
-from modelcall_assets.cli.terminal import (
-    cell,
+from modelcall_assets.cli.options import (
     chosen_files,
-    echo_data,
     file_option,
     reason_option,
     stage_of,
     stage_option,
-    table_of,
     task_argument,
 )
+from modelcall_assets.cli.terminal import cell, echo_data, table_of
 from modelcall_assets.records.outcome import short
 from modelcall_assets.stages.report import by_count
 from modelcall_assets.stages.source import FailedRow, failed_rows

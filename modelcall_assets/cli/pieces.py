@@ -7,14 +7,14 @@ from pathlib import Path
 
 import click
 
-from modelcall_assets.cli.terminal import (
+from modelcall_assets.cli.options import (
     EXISTING_FILE,
     NEW_FILE,
-    echo,
     force_option,
     misuse,
     refuse_existing,
 )
+from modelcall_assets.cli.terminal import echo
 from modelcall_assets.errors import InputError
 from modelcall_assets.storage.files import open_input, publish, write_lines
 

@@ -11,7 +11,8 @@ import click
 import orjson
 from rich.console import Console
 
-from modelcall_assets.cli.terminal import cell, echo, echo_first, table_of, task_argument
+from modelcall_assets.cli.options import task_argument
+from modelcall_assets.cli.terminal import cell, echo, echo_first, table_of
 from modelcall_assets.errors import InputError
 from modelcall_assets.journal.lines import Address
 from modelcall_assets.llm.dialogue import ChatRequest

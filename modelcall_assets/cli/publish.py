@@ -8,9 +8,8 @@ from tempfile import TemporaryDirectory
 import click
 from rich.console import Console
 
-from modelcall_assets.cli.terminal import (
+from modelcall_assets.cli.options import (
     chosen_files,
-    echo,
     file_option,
     misuse,
     parsed_where,
@@ -18,10 +17,10 @@ from modelcall_assets.cli.terminal import (
     split_option,
     stage_of,
     stage_option,
-    table_of,
     task_argument,
     where_option,
 )
+from modelcall_assets.cli.terminal import echo, table_of
 from modelcall_assets.sources.hub import HUB, HubDataset
 from modelcall_assets.stages.card import Told, card
 from modelcall_assets.stages.dataset import (

@@ -13,8 +13,9 @@ from typing import Any
 import click
 import orjson
 
+from modelcall_assets.cli.options import EXISTING_FILE, file_option, misuse, task_argument
 from modelcall_assets.cli.plan import prepared_rows
-from modelcall_assets.cli.terminal import EXISTING_FILE, echo, file_option, misuse, task_argument
+from modelcall_assets.cli.terminal import echo
 from modelcall_assets.config.catalog import load_model
 from modelcall_assets.errors import Problem, SetupError
 from modelcall_assets.llm import Engine

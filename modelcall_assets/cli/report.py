@@ -14,20 +14,9 @@ from typing import Any
 
 import click
 
-from modelcall_assets.cli.page import (
-    GENERATOR,
-    Record,
-    cards,
-    intervals,
-    page,
-    plots,
-    records_json,
-    table,
-)
-from modelcall_assets.cli.terminal import (
+from modelcall_assets.cli.options import (
     EXISTING_FILE,
     chosen_files,
-    echo,
     file_option,
     force_option,
     load,
@@ -38,6 +27,17 @@ from modelcall_assets.cli.terminal import (
     stage_option,
     where_option,
 )
+from modelcall_assets.cli.page import (
+    GENERATOR,
+    Record,
+    cards,
+    intervals,
+    page,
+    plots,
+    records_json,
+    table,
+)
+from modelcall_assets.cli.terminal import echo
 from modelcall_assets.config.catalog import SUFFIXES as TASK_SUFFIXES
 from modelcall_assets.config.places import shown_place
 from modelcall_assets.errors import InputError

@@ -10,10 +10,8 @@ from typing import Any
 
 import click
 
-from modelcall_assets.cli.terminal import (
-    RunDisplay,
+from modelcall_assets.cli.options import (
     chosen_files,
-    echo,
     file_option,
     misuse,
     parsed_where,
@@ -23,6 +21,8 @@ from modelcall_assets.cli.terminal import (
     task_argument,
     where_option,
 )
+from modelcall_assets.cli.run_display import RunDisplay
+from modelcall_assets.cli.terminal import echo
 from modelcall_assets.errors import InputError
 from modelcall_assets.records import decode_key
 from modelcall_assets.records.outcome import NEVER_ASKED, short

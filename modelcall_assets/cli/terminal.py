@@ -1,42 +1,21 @@
-"""What commands share: text for the terminal, how a run shows itself, options that choose files."""
+"""Text and tables for the terminal, and for programs."""
 
 import os
 import re
 import sys
-import time
-from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import click
+import orjson
+from rich.box import HEAVY_HEAD
+from rich.cells import cell_len
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from modelcall_assets.config.catalog import find_root, load_linked
-from modelcall_assets.config.places import is_within
-from modelcall_assets.errors import Problem, did_you_mean
-from modelcall_assets.records import decode_key
-from modelcall_assets.records.outcome import Reason, Row
-from modelcall_assets.stages import Stage
-from modelcall_assets.stages.figures import joined
-from modelcall_assets.stages.raw import WARNINGS
-from modelcall_assets.stages.report import Tally, Watcher, by_count
-from modelcall_assets.stages.selection import check_columns
-from modelcall_assets.stages.source import Published, published_files
-from modelcall_assets.stages.summary import Results
-from modelcall_assets.stages.task import Task
-from modelcall_assets.storage.listing import exists
-from modelcall_assets.storage.places import Place
-from modelcall_assets.transforms import Where
-
-if TYPE_CHECKING:
-    from modelcall_assets.defs.runs import RunSummary
-
-TERMINAL_EVERY_S = 0.25
-SHOWN_WARNINGS = 20
+ENDLESS = 100_000
+"""Columns of a pipe that says nothing else."""
 _CONTROLS = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
@@ -92,271 +71,75 @@ def table_of(
     return table
 
 
-class RunDisplay:
-    """Shows a run on standard error until it is closed; `told` says what came of it."""
-
-    def __init__(self) -> None:
-        self._started_at, self.seconds = time.monotonic(), 0.0
-        # Dagster may redirect the standard streams while an asset runs.
-        self._stream = os.fdopen(os.dup(sys.stderr.fileno()), "w")
-        self._console = Console(file=self._stream)
-        self.tallies: dict[int, Tally] = {}
-        self._is_terminal = self._console.is_terminal
-        of_terminal = {"pauses": (TERMINAL_EVERY_S,)} if self._is_terminal else {}
-        self.watcher = Watcher(self._show, **of_terminal)
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[detail]}"),
-            console=self._console,
-            disable=not self._is_terminal,
-        )
-        self._progress.start()
-        self._bar = self._progress.add_task("rows", total=None, detail="")
-
-    def close(self) -> None:
-        self._progress.stop()
-        self._stream.close()
-        self.seconds = time.monotonic() - self._started_at
-
-    def told(self, task: Task, keys: Sequence[str], ended: "RunSummary") -> Iterator[str]:
-        """The whole selection's state, and what the run that was shown did for it."""
-        *before, last = (stage for stage in task.stages if stage.done)
-        results = Results(task)
-        latest = {stage.name: _latest(results, stage, keys) for stage in task.stages}
-        yield _totals(last, latest[last.name], ended.behind)
-        yield from _figures(latest[last.name])
-        for stage in (*before, last):
-            found, is_last = latest[stage.name], stage is last
-            flawed = (row is None or row["failed"] or row["dropped"] for row in found.values())
-            if not is_last and any(flawed):
-                yield f"  {_totals(stage, found)}"
-            of = "" if is_last else f"{stage.name} of "
-            for key, row in found.items():
-                if row and not row["accepted"] and (made := stage.latest(key)):
-                    yield f"  rejected: {of}{decode_key(key)}: {made.why_rejected}"
-        for key in ended.behind:
-            if (row := latest[last.name].get(key)) and row["accepted"]:
-                why = "the result of an earlier run, since this one did not make it"
-                yield f"  kept: {decode_key(key)}: {why}"
-        tallies = self.tallies.values()
-        yield from _warnings(task.stages[0], latest[task.stages[0].name])
-        yield from (f"  warning: {warning}" for tally in tallies for warning in tally.warnings)
-        requests = sum(tally.requests for tally in tallies)
-        replayed = sum(tally.replayed for tally in tallies)
-        if any(ended.ran.values()):
-            for stage in task.stages:
-                yield from _adopted(stage, latest[stage.name])
-            rate = f" ({requests / self.seconds:,.0f}/s)" if requests else ""
-            yield (
-                f"{requests:,} requests sent in {self.seconds:.1f} s{rate}, "
-                f"{replayed:,} rows answered from the journal"
-                if any(stage.asks for stage in task.stages)
-                else f"{last.done} in {self.seconds:.1f} s, no model was asked: {last.about}"
-            )
-        elif ended.failed or ended.busy:
-            yield "nothing done, no request was sent"
-        else:
-            yield "nothing to do: every file is up to date, no request was sent"
-        yield f"{last.name}: {last.folder}"
-
-    def _show(self, tally: Tally) -> None:
-        self.tallies[id(tally)] = tally
-        if not self._is_terminal:
-            self._console.print(tally.line(), highlight=False, soft_wrap=True)
-            return
-        tallies = [each for each in self.tallies.values() if each.stage == tally.stage]
-        self._progress.update(
-            self._bar,
-            description=tally.stage,
-            total=sum(each.rows for each in tallies),
-            completed=sum(each.done for each in tallies),
-            detail=tally.detail(),
-        )
-
-
-def misuse(
-    option: str, wrong: str, expected: str = "", have: str = "", fix: str = ""
-) -> click.UsageError:
-    """Of an option or argument of the command that runs."""
-    return click.UsageError(str(Problem(option, "", wrong, expected, have, fix)))
-
-
-EXISTING_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-NEW_FILE = click.Path(dir_okay=False, path_type=Path)
-
-force_option = click.option("--force", is_flag=True, help="Replace files that are there.")
-
-
-def refuse_existing(places: Iterable[Place], force: bool, option: str = "--output") -> None:
-    """UsageError when one of them is there, unless `force` says so: it may be anybody's."""
-    if not force and (taken := next(filter(exists, places), None)) is not None:
-        fix = "choose another place, or add --force to replace what is there"
-        raise misuse(option, f"{taken} is there already", fix=fix)
-
-
-stage_option = click.option("--stage", help="An asset of the task; default: its last one.")
-file_option = click.option(
-    "--file",
-    "pattern",
-    metavar="GLOB",
-    help="Only input files whose path or name matches; /x.jsonl is not also sub/x.jsonl.",
-)
-rejected_option = click.option(
-    "--rejected",
-    is_flag=True,
-    help="Of files whose latest result was rejected that one, not what was accepted before.",
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="For programs: one JSON object a line, and all of them."
 )
 
 
-def _known(_context: click.Context, _option: click.Parameter, reason: str | None) -> str | None:
-    if reason is not None and reason not in list(Reason):
-        fix = did_you_mean(reason, Reason)
-        raise misuse("--reason", "unknown", ", ".join(Reason), reason, fix)
-    return reason
-
-
-reason_option = click.option(
-    "--reason", callback=_known, help="Only rows that failed for this reason."
-)
-where_option = click.option(
-    "--where",
-    "condition",
-    metavar="'COLUMN OP VALUE'",
-    help="Only rows of which this is true, such as 'score >= 4 and language = python'.",
-)
-
-
-split_option = click.option(
-    "--split",
-    "share",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    help="Put this share of the rows in validation, the others in train, by record id.",
-)
-
-
-def refuse_own(folder: Place, tasks: Iterable[Task], option: str) -> None:
-    """UsageError when a task reads what is there, or has published it."""
-    for taken in (str(stage.folder) for task in tasks for stage in task.stages):
-        if is_within(str(folder), taken):
-            wrong = "the folder is one of the task's own"
-            raise misuse(option, wrong, have=taken, fix="choose another")
-
-
-def chosen_files(stage: Stage, pattern: str | None, *, rejected: bool) -> list[Published]:
-    """What `published_files` gives; rejected results are named on standard error."""
-    files = published_files(stage, pattern, rejected=rejected)
-    for file in files:
-        if not file.manifest.accepted:
-            echo(f"warning: {file.name}: rejected, {file.manifest.why_rejected}", err=True)
-    return files
-
-
-def stage_of(task: Task, name: str | None) -> Stage:
-    """The stage of that name, else the last one."""
-    names = [stage.name for stage in task.stages]
-    if name is not None and name not in names:
-        wrong, expected = f"{task.spec.name} has no such asset", ", ".join(names)
-        raise misuse("--stage", wrong, expected, name, did_you_mean(name, names))
-    return task.stages[-1] if name is None else task.stage(name)
-
-
-def parsed_where(condition: str | None, files: Sequence[Published] = ()) -> Where | None:
-    """UsageError when the condition cannot be read, SetupError when it names a column that no row
-    of the files has."""
-    if condition is None:
-        return None
-    try:
-        where = Where.parse(condition)
-    except ValueError as error:
-        raise misuse("--where", str(error), Where.expected, condition) from None
-    check_columns(where.columns, files, "--where")
-    return where
-
-
-task_argument = click.argument(
-    "task",
-    metavar="TASK.yaml",
-    type=EXISTING_FILE,
-    callback=lambda context, _, path: None if context.resilient_parsing else load(path),
-)
-
-
-def load(task: Path) -> Task:
-    """Loads the task; its warnings go to standard error. SetupError when it is wrong."""
-    spec = load_linked(task, find_root(task.resolve().parent))
-    for warning in spec.warnings:
-        echo(f"warning: {warning}", err=True)
-    return Task(spec)
-
-
-def _latest(results: Results, stage: Stage, keys: Sequence[str]) -> dict[str, Row | None]:
-    """The latest results, accepted or not, of the selected keys of the first stage, or of all the
-    stage has where these are others."""
-    has_others, rows = stage.keys is not stage.task.stages[0].keys, results.rows
-    return {
-        key: rows.get((stage.name, key, False)) or rows.get((stage.name, key, True))
-        for key in (stage.keys.now() if has_others else keys)
-    }
-
-
-def _details(stage: Stage, found: Mapping[str, Row | None]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """By key what manifests say beside their numbers, of those that do."""
-    for key, row in found.items():
-        if row and row["says_more"] and (made := stage.latest(key)):
-            yield key, made.detail
-
-
-def _adopted(stage: Stage, found: Mapping[str, Row | None]) -> Iterator[str]:
-    for key, detail in _details(stage, found):
-        name = f"{stage.name} of {decode_key(key)}"
-        if adopted := detail.get("adopted"):
-            torn = adopted["torn"]
-            yield (
-                f"  adopted: {name}: {adopted['rows']:,} of {adopted['good']:,} good rows; "
-                f"{adopted['failed']:,} rows without an answer, {len(torn):,} torn lines"
-                + (f", the first: {torn[0]}" if torn else "")
-            )
-        for aside in detail.get("set_aside", ()):
-            yield f"  set aside: {name}: the file that was there is kept as {aside}"
-
-
-def _warnings(first: Stage, found: Mapping[str, Row | None]) -> list[str]:
-    told = [
-        f"  warning: {decode_key(key)}: {warning}"
-        for key, detail in _details(first, found)
-        for warning in detail.get(WARNINGS, ())
-    ]
-    more = len(told) - SHOWN_WARNINGS
-    return told[:SHOWN_WARNINGS] + ([f"  … {more} more warnings"] if more > 0 else [])
-
-
-def _figures(found: Mapping[str, Row | None]) -> Iterator[str]:
-    """Of an evaluation: `accuracy 0.7125 (0.6931 to 0.7312) of 1,319 items`."""
-    if (figures := joined(found.values())) is None:
+def print_rows(
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    as_json: bool = False,
+    most: int | None = None,
+    total: Mapping[str, Any] | None = None,
+) -> None:
+    """A table of rows with the same names, numbers at the right; or `json_option`'s lines. At most
+    so many of the rows are shown. No word is cut: where the terminal, or COLUMNS, is too narrow,
+    each row is a block of lines, and a pipe gets a line a row."""
+    if as_json:
+        for row in rows:
+            echo_data(orjson.dumps(row, default=str).decode() + "\n")
         return
-    numbers = figures.numbers()
-    items = numbers.pop("items", 0)
-    for name, value in numbers.items():
-        if name.startswith("items_with_"):
-            items = value  # what follows is of these
-        elif not name.endswith(("_low", "_high")):
-            low, high = numbers.get(f"{name}_low"), numbers.get(f"{name}_high")
-            interval = "" if low is None else f" ({low:.4f} to {high:.4f})"
-            yield f"  {name} {value:.4f}{interval} of {items:,} items"
+    if not rows:
+        return
+    is_page = sys.stdout.isatty() or "COLUMNS" in os.environ
+    console = Console() if is_page else Console(width=ENDLESS)
+    shown_rows = [*rows[:most], *([{name: total.get(name) for name in rows[0]}] if total else [])]
+    columns = {_head(name): [_told(row[name]) for row in shown_rows] for name in rows[0]}
+    if widths := _widths(columns, console.width):
+        table = Table(box=HEAVY_HEAD if is_page else None)
+        for (head, _), value, width in zip(columns.items(), rows[0].values(), widths, strict=True):
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            table.add_column(head, justify="right" if is_number else "left", width=width)
+        for at, row in enumerate(zip(*columns.values(), strict=True)):
+            if at == len(rows[:most]):
+                table.add_section()
+            table.add_row(*map(cell, row))
+        console.print(table)
+    else:
+        wide = max(map(len, columns))
+        for row in zip(*columns.values(), strict=True):
+            for head, text in zip(columns, row, strict=True):
+                if text:
+                    console.print(cell(f"{head:{wide}}  {text}"), soft_wrap=True)
+            console.print()
+    if (more := len(rows) - len(rows[:most])) > 0:
+        echo(f"… {more:,} more")
 
 
-def _totals(stage: Stage, found: Mapping[str, Row | None], behind: Collection[str] = ()) -> str:
-    made, reasons = [row for row in found.values() if row is not None], Counter[str]()
-    rows, ok = sum(row["rows"] for row in made), sum(row["ok"] for row in made)
-    for row in made:
-        reasons.update(row["failures"])
-    behind = {*behind}
-    current = (row for key, row in found.items() if key not in behind)
-    accepted = sum(row is not None and row["accepted"] for row in current)
-    text = f"{accepted} of {len(found)} {stage.keys.what} {stage.done}: {rows:,} rows, "
-    text += f"{ok:,} succeeded, {rows - ok:,} failed"
-    text += f" ({by_count(reasons)})" if reasons else ""
-    dropped = sum(row["dropped"] for row in made)
-    return f"{text}, {dropped:,} dropped" if dropped else text
+def _widths(columns: Mapping[str, Sequence[str]], most: int) -> list[int]:
+    """With all words whole; the widest columns wrap. None fit: an empty list."""
+    texts = [[head, *map(shown, cells)] for head, cells in columns.items()]
+    widths = [min(most, max(map(cell_len, each))) for each in texts]
+    words = [
+        max(cell_len(word) for text in each for word in text.split() or [""]) for each in texts
+    ]
+    room = most - 3 * len(widths) - 1
+    while sum(widths) > room:
+        at = max(range(len(widths)), key=lambda at: (widths[at] > words[at], widths[at]))
+        if widths[at] <= words[at]:
+            return []
+        widths[at] -= 1
+    return widths
+
+
+def _head(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _told(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return "" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)

@@ -9,17 +9,15 @@ import click
 from rich.console import Console
 from rich.filesize import decimal
 
-from modelcall_assets.cli.terminal import (
+from modelcall_assets.cli.options import (
     EXISTING_FILE,
-    echo,
-    echo_first,
     file_option,
     load,
     misuse,
     stage_of,
-    table_of,
     task_argument,
 )
+from modelcall_assets.cli.terminal import echo, echo_first, table_of
 from modelcall_assets.config.catalog import find_root, load_catalog
 from modelcall_assets.errors import InputError, SetupError
 from modelcall_assets.records import decode_key

@@ -1,0 +1,182 @@
+"""How a run shows itself, and what came of it."""
+
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from modelcall_assets.records import decode_key
+from modelcall_assets.records.outcome import Row
+from modelcall_assets.stages import Stage
+from modelcall_assets.stages.figures import joined
+from modelcall_assets.stages.raw import WARNINGS
+from modelcall_assets.stages.report import Tally, Watcher, by_count
+from modelcall_assets.stages.summary import Results
+from modelcall_assets.stages.task import Task
+
+if TYPE_CHECKING:
+    from modelcall_assets.defs.runs import RunSummary
+
+TERMINAL_EVERY_S = 0.25
+
+SHOWN_WARNINGS = 20
+
+
+class RunDisplay:
+    """Shows a run on standard error until it is closed; `told` says what came of it."""
+
+    def __init__(self) -> None:
+        self._started_at, self.seconds = time.monotonic(), 0.0
+        # Dagster may redirect the standard streams while an asset runs.
+        self._stream = os.fdopen(os.dup(sys.stderr.fileno()), "w")
+        self._console = Console(file=self._stream)
+        self.tallies: dict[int, Tally] = {}
+        self._is_terminal = self._console.is_terminal
+        of_terminal = {"pauses": (TERMINAL_EVERY_S,)} if self._is_terminal else {}
+        self.watcher = Watcher(self._show, **of_terminal)
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[detail]}"),
+            console=self._console,
+            disable=not self._is_terminal,
+        )
+        self._progress.start()
+        self._bar = self._progress.add_task("rows", total=None, detail="")
+
+    def close(self) -> None:
+        self._progress.stop()
+        self._stream.close()
+        self.seconds = time.monotonic() - self._started_at
+
+    def told(self, task: Task, keys: Sequence[str], ended: "RunSummary") -> Iterator[str]:
+        """The whole selection's state, and what the run that was shown did for it."""
+        *before, last = (stage for stage in task.stages if stage.done)
+        results = Results(task)
+        latest = {stage.name: _latest(results, stage, keys) for stage in task.stages}
+        yield _totals(last, latest[last.name], ended.behind)
+        yield from _figures(latest[last.name])
+        for stage in (*before, last):
+            found, is_last = latest[stage.name], stage is last
+            flawed = (row is None or row["failed"] or row["dropped"] for row in found.values())
+            if not is_last and any(flawed):
+                yield f"  {_totals(stage, found)}"
+            of = "" if is_last else f"{stage.name} of "
+            for key, row in found.items():
+                if row and not row["accepted"] and (made := stage.latest(key)):
+                    yield f"  rejected: {of}{decode_key(key)}: {made.why_rejected}"
+        for key in ended.behind:
+            if (row := latest[last.name].get(key)) and row["accepted"]:
+                why = "the result of an earlier run, since this one did not make it"
+                yield f"  kept: {decode_key(key)}: {why}"
+        tallies = self.tallies.values()
+        yield from _warnings(task.stages[0], latest[task.stages[0].name])
+        yield from (f"  warning: {warning}" for tally in tallies for warning in tally.warnings)
+        requests = sum(tally.requests for tally in tallies)
+        replayed = sum(tally.replayed for tally in tallies)
+        if any(ended.ran.values()):
+            for stage in task.stages:
+                yield from _adopted(stage, latest[stage.name])
+            rate = f" ({requests / self.seconds:,.0f}/s)" if requests else ""
+            yield (
+                f"{requests:,} requests sent in {self.seconds:.1f} s{rate}, "
+                f"{replayed:,} rows answered from the journal"
+                if any(stage.asks for stage in task.stages)
+                else f"{last.done} in {self.seconds:.1f} s, no model was asked: {last.about}"
+            )
+        elif ended.failed or ended.busy:
+            yield "nothing done, no request was sent"
+        else:
+            yield "nothing to do: every file is up to date, no request was sent"
+        yield f"{last.name}: {last.folder}"
+
+    def _show(self, tally: Tally) -> None:
+        self.tallies[id(tally)] = tally
+        if not self._is_terminal:
+            self._console.print(tally.line(), highlight=False, soft_wrap=True)
+            return
+        tallies = [each for each in self.tallies.values() if each.stage == tally.stage]
+        self._progress.update(
+            self._bar,
+            description=tally.stage,
+            total=sum(each.rows for each in tallies),
+            completed=sum(each.done for each in tallies),
+            detail=tally.detail(),
+        )
+
+
+def _latest(results: Results, stage: Stage, keys: Sequence[str]) -> dict[str, Row | None]:
+    """The latest results, accepted or not, of the selected keys of the first stage, or of all the
+    stage has where these are others."""
+    has_others, rows = stage.keys is not stage.task.stages[0].keys, results.rows
+    return {
+        key: rows.get((stage.name, key, False)) or rows.get((stage.name, key, True))
+        for key in (stage.keys.now() if has_others else keys)
+    }
+
+
+def _details(stage: Stage, found: Mapping[str, Row | None]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """By key what manifests say beside their numbers, of those that do."""
+    for key, row in found.items():
+        if row and row["says_more"] and (made := stage.latest(key)):
+            yield key, made.detail
+
+
+def _adopted(stage: Stage, found: Mapping[str, Row | None]) -> Iterator[str]:
+    for key, detail in _details(stage, found):
+        name = f"{stage.name} of {decode_key(key)}"
+        if adopted := detail.get("adopted"):
+            torn = adopted["torn"]
+            yield (
+                f"  adopted: {name}: {adopted['rows']:,} of {adopted['good']:,} good rows; "
+                f"{adopted['failed']:,} rows without an answer, {len(torn):,} torn lines"
+                + (f", the first: {torn[0]}" if torn else "")
+            )
+        for aside in detail.get("set_aside", ()):
+            yield f"  set aside: {name}: the file that was there is kept as {aside}"
+
+
+def _warnings(first: Stage, found: Mapping[str, Row | None]) -> list[str]:
+    told = [
+        f"  warning: {decode_key(key)}: {warning}"
+        for key, detail in _details(first, found)
+        for warning in detail.get(WARNINGS, ())
+    ]
+    more = len(told) - SHOWN_WARNINGS
+    return told[:SHOWN_WARNINGS] + ([f"  … {more} more warnings"] if more > 0 else [])
+
+
+def _figures(found: Mapping[str, Row | None]) -> Iterator[str]:
+    """Of an evaluation: `accuracy 0.7125 (0.6931 to 0.7312) of 1,319 items`."""
+    if (figures := joined(found.values())) is None:
+        return
+    numbers = figures.numbers()
+    items = numbers.pop("items", 0)
+    for name, value in numbers.items():
+        if name.startswith("items_with_"):
+            items = value  # what follows is of these
+        elif not name.endswith(("_low", "_high")):
+            low, high = numbers.get(f"{name}_low"), numbers.get(f"{name}_high")
+            interval = "" if low is None else f" ({low:.4f} to {high:.4f})"
+            yield f"  {name} {value:.4f}{interval} of {items:,} items"
+
+
+def _totals(stage: Stage, found: Mapping[str, Row | None], behind: Collection[str] = ()) -> str:
+    made, reasons = [row for row in found.values() if row is not None], Counter[str]()
+    rows, ok = sum(row["rows"] for row in made), sum(row["ok"] for row in made)
+    for row in made:
+        reasons.update(row["failures"])
+    behind = {*behind}
+    current = (row for key, row in found.items() if key not in behind)
+    accepted = sum(row is not None and row["accepted"] for row in current)
+    text = f"{accepted} of {len(found)} {stage.keys.what} {stage.done}: {rows:,} rows, "
+    text += f"{ok:,} succeeded, {rows - ok:,} failed"
+    text += f" ({by_count(reasons)})" if reasons else ""
+    dropped = sum(row["dropped"] for row in made)
+    return f"{text}, {dropped:,} dropped" if dropped else text
