@@ -21,7 +21,6 @@ from modelcall_assets.stages.inputs import ABSENT
 from modelcall_assets.stages.ratings import (
     FILE,
     ID,
-    SAMPLE,
     Ratings,
     is_figure,
     joined,
@@ -29,7 +28,7 @@ from modelcall_assets.stages.ratings import (
     published_ratings,
 )
 from modelcall_assets.stages.report import Report
-from modelcall_assets.stages.source import Published
+from modelcall_assets.stages.source import SAMPLE, Published
 from modelcall_assets.storage.files import open_input
 from modelcall_assets.storage.listing import find_file, list_files
 from modelcall_assets.storage.rows import ID_COLUMNS, own_id, read_rows

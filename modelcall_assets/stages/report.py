@@ -348,4 +348,5 @@ def last_line(error: BaseException) -> str:
 def one_line(detail: str) -> str:
     """The start of a detail, or the end of a traceback, where the error is."""
     told = detail.strip().splitlines()[-1] if detail.startswith("Traceback") else detail
-    return " ".join(told.split())[:SHOWN_CHARS]
+    told = " ".join(told.split())
+    return told if len(told) <= SHOWN_CHARS else f"{told[:SHOWN_CHARS]}…"
