@@ -176,9 +176,8 @@ class TestTasks:
         assert ended.code == 0 and "…" not in ended.out, ended
         told = compared(graded, ONE, TWO)["figures"][0]["difference"]
         interval = f"{told['value']:.4g} [{told['low']:.4g}, {told['high']:.4g}]"
-        (line,) = re.findall(r"^B − A .*$", ended.out, re.MULTILINE)[:1]
-        assert interval in line
-        assert len(re.findall("wrong → right", ended.out)) == 3
+        assert {*interval.split()} <= {*ended.out.split()}
+        assert max(map(len, ended.out.splitlines())) <= 80
 
     def test_the_page_has_the_figures_and_the_rows_that_differ(
         self, graded: Project, tmp_path: Path
