@@ -320,7 +320,7 @@ class TestResponses:
         ended = project.run("run-task", TASK)
         assert ended.code == 0, ended
         assert requests(server) == 2
-        assert "1 of 1 good rows; 0 rows without an answer, 1 torn lines" in ended.out
+        assert "1 of 1 good row; 0 rows without an answer, 1 torn line" in ended.out
         assert "the first: q.jsonl: line 2" in ended.out
         published = self.published(answers)
         assert [row["id"] for row in published] == ["one", "two", "three"]
@@ -669,7 +669,7 @@ class TestRejected:
         project.write_input(A, [*some_rows(4), b"{torn"])
         ended = project.run("run-task", TASK)
         assert ended.code == 1 and "1 of 5 rows failed (20.00%)" in ended.err
-        assert "bad_line 1. The first: " in ended.err and "materialise again to make" in ended.err
+        assert "bad_line 1. The first: " in ended.err and "run the task again to make" in ended.err
         assert (project.root / "data/clean/a.parquet").read_bytes() == clean
         shown = project.run("failures", TASK, "--stage", "preprocessed")
         assert "1 of 5 rows failed: bad_line 1" in shown.out

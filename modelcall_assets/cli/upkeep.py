@@ -71,9 +71,9 @@ def register(tasks: tuple[Path, ...], as_json: bool) -> None:
             except (InputError, SetupError) as error:
                 echo(f"{task.spec.name}: {error}", err=True)
                 continue
-        inputs, keys = task.stages[0].keys.what, len(of_task.keys)
-        row: Row = {"task": task.spec.name, "inputs": inputs, "there": keys}
-        rows.append({**row, "new": of_task.new, "gone": of_task.gone})
+        files = len(of_task.keys)
+        row: Row = {"task": task.spec.name, "files": files, "new": of_task.new}
+        rows.append({**row, "gone": of_task.gone})
     print_rows(rows, as_json=as_json)
     sys.exit(1 if tasks and not rows else 0)
 

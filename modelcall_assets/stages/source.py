@@ -170,8 +170,8 @@ def batches_of(
 def changed(place: Place) -> InputChanged:
     """Of a file that is not as a stage left it, or `raw` found it."""
     return InputChanged(
-        f"{place} changed since its upstream asset was materialised; materialise that again, then "
-        "this (if the task made the file, delete it first): replies received so far are kept"
+        f"{place} changed since it was looked at; run the task again (if the task made the file, "
+        "delete it first): replies received so far are kept"
     )
 
 
