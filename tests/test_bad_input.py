@@ -19,6 +19,7 @@ import yaml
 from project import GREEN, RED, TASK, Project, lines, some_rows
 
 from modelcall_assets.cli.plan import prepared_rows
+from modelcall_assets.cli.terminal import shown
 from modelcall_assets.llm.dialogue import ChatRequest
 from modelcall_assets.records import decode_key, encode_key
 from modelcall_assets.rehearsal import RehearsalServer, serve_in_thread
