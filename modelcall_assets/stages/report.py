@@ -291,7 +291,7 @@ class Report:
         )
         conserved += f", {dropped:,} dropped" if dropped else ""
         first = f"; the first: {self.failed_rows[0]}" if self.failed_rows else ""
-        repeated = f"{count_of(self.duplicate_ids, 'row')} with the id of another"
+        repeated = f"{self.duplicate_ids:,} rows repeat the id of another"
         repeated += f": {', '.join(self.first_duplicates)}" if self.first_duplicates else ""
         is_fine = not self.failed and not self.emptied
         return [
