@@ -473,6 +473,10 @@ class Project:
         assert "Traceback" not in out() + err(), out() + err()
         return Ended(ended.value.code or 0, out(), err())  # type: ignore[arg-type]
 
+    def listed(self, *arguments: str | Path) -> list[Row]:
+        """What a command lists, for programs."""
+        return [*map(orjson.loads, self.run(*arguments, "--json").out.splitlines())]
+
     def forget(self) -> None:
         """The own modules of a project, but not of this checkout, as in a new process."""
         root = str(self.root)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -43,6 +44,12 @@ def requests(server: RehearsalServer) -> int:
     return server.stats()["requests"]
 
 
+def offered(project: Project, *options: str) -> tuple[int | None, ...]:
+    """Good rows, those without an answer, and torn lines."""
+    (row,) = project.listed("adopt", TASK, *options)
+    return row["good_rows"], row["without_an_answer"], row["torn_lines"]
+
+
 class TestScores:
     def write(self, project: Project, rows: Sequence[Row]) -> bytes:
         path = project.output(A)
@@ -77,7 +84,7 @@ class TestScores:
             project, [rated(changed), rated(rows[3], 5), failed(rows[1]), rated(rows[0])]
         )
         told = project.run("adopt", TASK)
-        assert "scores of a.jsonl: 3 good rows, 1 without an answer" in told.out
+        assert re.search(r"│ scores │ a\.jsonl │ +3 │ +1 │ +0 │", told.out), told
         assert f"modelcall run-task {TASK}" in told.out and requests(server) == 0
         assert project.output(A).read_bytes() == old
         ended = project.run("run-task", TASK)
@@ -148,7 +155,7 @@ class TestScores:
             rated(row, 3, api_return=said) for row, said in zip(rows, [*says, None], strict=True)
         ]
         self.write(project, old)
-        assert "1 good rows, 3 without" in project.run("adopt", TASK).out
+        assert offered(project) == (1, 3, 0)
         assert project.run("run-task", TASK).code == 0
         published = project.scores(A)
         assert [row["api_endpoint"] == "adopted" for row in published] == [False] * 3 + [True]
@@ -165,7 +172,7 @@ class TestScores:
         refused = project.run("run-task", TASK)
         assert refused.code == 1 and f"{path}: this file was not written by" in refused.err
         assert requests(server) == 0
-        assert "1 good rows, 0 without an answer, 1 torn lines" in project.run("adopt", TASK).out
+        assert offered(project) == (1, 0, 1)
         assert project.run("run-task", TASK).code == 0
         assert requests(server) == 1 and project.scores(A)[1]["score"] == 2
 
@@ -178,7 +185,7 @@ class TestScores:
         project.output(A).rename(project.output("b.jsonl"))
         project.output(A).write_bytes(b"PAR1 torn")
         told = project.run("adopt", TASK)
-        assert told.code == 1 and "scores of b.jsonl: 1 good rows" in told.out
+        assert told.code == 1 and re.search(r"│ scores │ b\.jsonl │ +1 │", told.out)
         assert f"{project.output('a.jsonl')}: not a readable" in told.err
         assert "results of another system cannot" in told.err and "move it away" in told.err
         assert project.run("run-task", TASK).code == 1
@@ -199,7 +206,7 @@ class TestScores:
         refused = project.run("run-task", TASK)
         assert refused.code == 1 and f"{folder}/a_success.jsonl: this file was not" in refused.err
         assert requests(server) == 2, "of the other file"
-        assert "1 good rows, 0 without" in project.run("adopt", TASK).out
+        assert offered(project) == (1, 0, 0)
         assert project.run("run-task", TASK).code == 0
         assert requests(server) == 3 and project.scores(A)[1]["score"] == 2
 
@@ -231,9 +238,9 @@ class TestScores:
         told = project.run("plan", TASK)
         assert "refused when it is made anew: scores of a.jsonl" in told.out, told
         assert "was changed since it was published" in told.out
-        told = project.run("adopt", TASK)
-        assert "the replies that the task has count, not the changes" in told.out
-        assert "good rows" not in told.out
+        (told,) = project.listed("adopt", TASK)
+        assert "the replies that the task has count, not the changes" in told["becomes"]
+        assert told["good_rows"] is None
         assert project.run("run-task", TASK).code == 0
         assert len(project.scores(A)) == 2 and requests(server) == 2
         (kept,) = (project.root / "data/rate/scores/.modelcall").rglob("set_aside/*/*/a.parquet")
@@ -313,7 +320,7 @@ class TestResponses:
         ended = project.run("run-task", TASK)
         assert ended.code == 0, ended
         assert requests(server) == 2
-        assert "1 of 1 good rows; 0 rows without an answer, 1 torn lines" in ended.out
+        assert "1 of 1 good row; 0 rows without an answer, 1 torn line" in ended.out
         assert "the first: q.jsonl: line 2" in ended.out
         published = self.published(answers)
         assert [row["id"] for row in published] == ["one", "two", "three"]
@@ -431,7 +438,7 @@ class TestResponses:
         turns.append({"role": "assistant", "content": "Arr!"})
         arr = {**answered(rows[0], "Arr!"), "final_messages": turns}
         (answers / "q.jsonl").write_bytes(lines(arr, answered(rows[1], "old plain")))
-        assert "1 good rows, 1 without" in project.run("adopt", TASK).out
+        assert offered(project) == (1, 1, 0)
         assert project.run("run-task", TASK).code == 0
         published = self.published(answers)
         assert [row["response"] for row in published][1] == "old plain"
@@ -441,7 +448,7 @@ class TestResponses:
         self.write_task(project, output_path="./data/first", prompt_mode="first_message")
         (project.root / "data/first").mkdir()
         (project.root / "data/first/q.jsonl").write_bytes(lines(arr))
-        assert "1 good rows, 0 without" in project.run("adopt", TASK, "--dry-run").out
+        assert offered(project, "--dry-run") == (1, 0, 0)
 
     def test_columns_of_the_input_are_not_taken_for_what_the_model_said(
         self, project: Project, answers: Path, server: RehearsalServer
@@ -465,7 +472,7 @@ class TestResponses:
         ours = self.published(answers)
         ours[0]["reasoning"], ours[1]["api_status"] = "the model's own", "error"
         (project.root / "data/again/q.jsonl").write_bytes(lines(*ours))
-        assert "1 good rows, 1 without" in project.run("adopt", TASK).out
+        assert offered(project) == (1, 1, 0)
         assert project.run("run-task", TASK).code == 0
         again = self.published(project.root / "data/again")
         assert again[0]["reasoning"] == "the model's own" and requests(server) == 1
@@ -500,7 +507,8 @@ def test_what_computed_stages_would_replace_is_kept_too(
     ended = project.run("run-task", TASK)
     assert ended.code == 1 and f"{path}: this file was not written" in ended.err
     assert path.read_bytes() == old
-    assert "preprocessed of a.jsonl" in project.run("adopt", TASK, "--dry-run").out
+    told = project.run("adopt", TASK, "--dry-run", "--json").out
+    assert '"stage":"preprocessed","file":"a.jsonl"' in told
     assert project.run("run-task", TASK).code == 1, "--dry-run"
     assert project.run("adopt", TASK).code == 0
     ended = project.run("run-task", TASK)
@@ -576,7 +584,7 @@ class TestInAStore:
         ended = project.run("run-task", TASK)
         assert ended.code == 1 and f"s3://{bucket}/scores/a_success.jsonl: this file" in ended.err
         assert requests(server) == 0
-        assert "2 good rows, 0 without" in project.run("adopt", TASK).out
+        assert offered(project) == (2, 0, 0)
         assert project.run("run-task", TASK).code == 0
         output = project.steps().stage("scores").output("a.jsonl")
         table = pq.read_table(pa.BufferReader(read_bytes(output)))
@@ -661,7 +669,7 @@ class TestRejected:
         project.write_input(A, [*some_rows(4), b"{torn"])
         ended = project.run("run-task", TASK)
         assert ended.code == 1 and "1 of 5 rows failed (20.00%)" in ended.err
-        assert "bad_line 1. The first: " in ended.err and "materialise again to make" in ended.err
+        assert "bad_line 1. The first: " in ended.err and "run the task again to make" in ended.err
         assert (project.root / "data/clean/a.parquet").read_bytes() == clean
         shown = project.run("failures", TASK, "--stage", "preprocessed")
         assert "1 of 5 rows failed: bad_line 1" in shown.out

@@ -70,13 +70,13 @@ def test_worked_examples_give_values(reply: str, want: dict[str, Any]) -> None:
 
 
 def test_worked_examples_name_what_is_wrong() -> None:
-    assert parse('{"tags":["a"]}') == Failure(Reason.MISSING_KEYS, "score")
+    assert parse('{"tags":["a"]}') == Failure(Reason.MISSING_KEYS, "lacks these keys: score")
     assert failure(parse("")).reason is Reason.EMPTY
 
 
 def test_required_missing_keys_are_all_named_in_column_order() -> None:
     both = parser(required=("tags", "score"))
-    assert parse('{"x": 1}', both) == Failure(Reason.MISSING_KEYS, "score, tags")
+    assert parse('{"x": 1}', both) == Failure(Reason.MISSING_KEYS, "lacks these keys: score, tags")
 
 
 @pytest.mark.parametrize(
@@ -196,7 +196,7 @@ def test_an_optional_key_may_be_null_and_stays_null() -> None:
 def test_defaults_fill_optional_keys_only() -> None:
     schema = {"type": "object", "properties": {"a": NUMBER, "b": NUMBER}, "required": ["a"]}
     rules = AnswerParser(["a", "b", "c"], frozenset("a"), schema, {"a": 3, "b": 4})
-    assert parse("{}", rules) == Failure(Reason.MISSING_KEYS, "a")
+    assert parse("{}", rules) == Failure(Reason.MISSING_KEYS, "lacks these keys: a")
     assert failure(parse('{"a": null}', rules)).reason is Reason.WRONG_VALUE
     assert parse('{"a": 1}', rules) == Success({"a": 1.0, "b": 4, "c": None})
 
@@ -739,7 +739,7 @@ def test_cached_tokens_are_those_that_can_be(reported: dict[str, Any], cached: i
 
 def test_corrections_differ_by_mistake_and_name_the_keys() -> None:
     mistakes = {
-        Reason.MISSING_KEYS: "score",
+        Reason.MISSING_KEYS: "lacks these keys: score",
         Reason.WRONG_VALUE: "score: 9 is too much",
         Reason.TRUNCATED: "",
         Reason.EMPTY: "",

@@ -19,6 +19,7 @@ import yaml
 from project import GREEN, RED, TASK, Project, lines, some_rows
 
 from modelcall_assets.cli.plan import prepared_rows
+from modelcall_assets.cli.terminal import shown
 from modelcall_assets.llm.dialogue import ChatRequest
 from modelcall_assets.records import decode_key, encode_key
 from modelcall_assets.rehearsal import RehearsalServer, serve_in_thread
@@ -625,7 +626,7 @@ class TestEndpoints:
         many = project.run("run-task", TASK)
         assert many.code == 1
         assert f"{url.removeprefix('http://')}: 25 records in a row failed" in many.err
-        assert "connect: " in many.err and "materialise again" in many.err
+        assert "connect: " in many.err and "run the task again" in many.err
         assert not project.output(GOOD).exists()
         with serve_in_thread() as back:
             monkeypatch.setenv("REHEARSAL_BASE_URL", back.base_url)
@@ -712,8 +713,10 @@ class TestFileNames:
         assert ended.code == 1
         assert ended.out.count("  rejected: ") == len(NAMES)
         for name in NAMES:
-            assert f"{encode_key(name)}: 1 of 2 rows failed" in ended.err
-        assert "0 of 1 files scored" in project.run("run-task", TASK, "--file", "a,comma.jsonl").out
+            assert f"  rejected: {shown(name)}: 1 of 2 rows failed" in ended.out
+        assert ended.err.count("1 of 2 rows failed (50.00%)") == 1, "what they share, once"
+        assert f"the same of {len(NAMES) - 1} more files, such as" in ended.err
+        assert "0 of 1 file scored" in project.run("run-task", TASK, "--file", "a,comma.jsonl").out
 
     @pytest.mark.parametrize(
         ("name", "told"),
@@ -729,7 +732,7 @@ class TestFileNames:
         assert planned.code == 1 and told in planned.err
         ended = project.run("run-task", TASK)
         assert ended.code == 1
-        assert told in ended.err and encode_key(name) in ended.err
+        assert told in ended.err and shown(name) in ended.err
         assert project.statuses() == {GOOD: GREEN, name: None}
         assert "nothing to do" not in project.run("run-task", TASK).out
 

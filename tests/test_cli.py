@@ -70,7 +70,7 @@ class TestRunTask:
     ) -> None:
         one = project.run("run-task", TASK, "--file", "deep/*.parquet")
         assert one.code == 0
-        assert "1 of 1 files scored: 4 rows" in one.out
+        assert "1 of 1 file scored: 4 rows" in one.out
         assert published(project) == ["deep/b"]
         again = project.run("run-task", TASK, "--file", "b.parquet", "--fresh")
         assert "4 requests sent" in again.out and "0 rows answered from the journal" in again.out
@@ -114,7 +114,7 @@ class TestRunTask:
         nowhere = project.run("run-task", TASK, "--file", "*.csv", "--job-index", "1")
         assert nowhere.code == 2 and "matches '*.csv'" in nowhere.err
         first = project.run("run-task", TASK, "--job-index", "0")
-        assert "1 of 1 files scored" in first.out and published(project) == ["a"]
+        assert "1 of 1 file scored" in first.out and published(project) == ["a"]
         everything = project.run("run-task", TASK)
         assert everything.code == 0 and "3 of 3 files scored" in everything.out
         assert "world_size is 3, but without --job-index this job takes all" in everything.err
@@ -139,7 +139,7 @@ class TestRunTask:
             ended = project.run("run-task", TASK)
             assert guarded.stats()["requests"] == 1
         assert ended.code == 1
-        assert "1 requests sent" in ended.out
+        assert "1 request sent" in ended.out
         assert "refuses every request" in ended.err and "Check api_key" in ended.err
         assert "sk-wrong-secret" not in ended.told
         assert published(project) == []

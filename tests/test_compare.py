@@ -168,7 +168,7 @@ class TestTasks:
         assert cells[1] == "2" and cells[2].startswith("1 [") and cells[-2:] == ["1", "0"]
         (line,) = re.findall(r"^│ a1 .*$", ended.out, re.MULTILINE)
         cells = [cell.strip() for cell in line.strip("│").split("│")]
-        assert (cells[1], cells[3]) == ("True", "False")
+        assert (cells[1], cells[3]) == ("yes", "no")
         assert "by_one on a1" in cells[2] and "by_two on a1" in cells[4]
 
     def test_no_word_is_cut_where_the_terminal_is_narrow(self, graded: Project) -> None:
@@ -176,9 +176,8 @@ class TestTasks:
         assert ended.code == 0 and "…" not in ended.out, ended
         told = compared(graded, ONE, TWO)["figures"][0]["difference"]
         interval = f"{told['value']:.4g} [{told['low']:.4g}, {told['high']:.4g}]"
-        (line,) = re.findall(r"^│ +│ B − A .*$", ended.out, re.MULTILINE)[:1]
-        assert interval in line
-        assert len(re.findall("wrong → right", ended.out)) == 3
+        assert {*interval.split()} <= {*ended.out.split()}
+        assert max(map(len, ended.out.splitlines())) <= 80
 
     def test_the_page_has_the_figures_and_the_rows_that_differ(
         self, graded: Project, tmp_path: Path

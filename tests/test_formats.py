@@ -541,7 +541,7 @@ class TestColumns:
 
     def test_another_schema_means_the_file_changed(self, tmp_path: Path) -> None:
         as_stream(tmp_path / "x.arrow")
-        with pytest.raises(InputChanged, match="materialise raw again"):
+        with pytest.raises(InputChanged, match="run the task again"):
             list(read_batches(tmp_path / "x.arrow", schema=pa.schema([("id", pa.int64())])))
 
 

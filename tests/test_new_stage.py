@@ -47,6 +47,6 @@ def test_the_stage_of_the_documentation(project: Project, with_longest: Path) ->
         text=True,
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    assert "1 of 1 files looked through" in ran.stdout
+    assert "1 of 1 file looked through" in ran.stdout
     (output,) = project.root.rglob("*_longest/*.jsonl")
     assert orjson.loads(output.read_bytes()) == {"text": "much longer"}

@@ -403,7 +403,7 @@ class TestSlot:
                 until(lambda: storage.get_concurrency_info("rate").pending_step_count)
                 first.kill()
                 out, err = second.communicate(timeout=60)
-        assert (second.returncode, "1 of 1 files scored" in out) == (0, True), out + err
+        assert (second.returncode, "1 of 1 file scored" in out) == (0, True), out + err
 
 
 class TestSeveralAtATime:

@@ -62,7 +62,7 @@ def test_retry_asks_again_for_the_failed_rows_that_the_task_accepts_now(
     server.set_faults(NO_FAULTS)
     assert "all is sound" in project.run("verify", TASK).out
     ended = project.run("retry", TASK, "--file", A)
-    assert f"{failed} requests sent" in ended.out, ended
+    assert f"{failed} request" in ended.out, ended
     assert all(row["api_status"] == "success" for row in project.scores(A))
 
 

@@ -113,7 +113,7 @@ class TestThroughTheGraph:
         rules.write(LENGTHS, "my_pkg.rules:Lengths")
         ended = rules.run("run-task", TASK)
         assert ended.code == 0, ended
-        assert "1 of 1 files scored: 3 rows, 3 succeeded, 0 failed" in ended.out
+        assert "1 of 1 file scored: 3 rows, 3 succeeded, 0 failed" in ended.out
         assert "ratings by my_pkg.rules:Lengths" in ended.out and "no model was asked" in ended.out
         rows = rules.scores(A)
         assert [(row["id"], row["length"], row["is_long"]) for row in rows] == [
@@ -257,7 +257,7 @@ class Lengths:
         assert "scorer_error 3. The first: ZeroDivisionError: " in message
         assert (
             "(record one, row 1)" in message
-            and "materialise again to rate them all again" in message
+            and "run the task again to rate them all again" in message
         )
         aside = read_rows(rules.rejected(A))
         assert statuses(aside) == [("error", "scorer_error")] * 3

@@ -484,7 +484,7 @@ class TestRehearsal:
         ("name", "words"),
         [
             ("chatml_conversion_with_system", "2 of 2 files converted: 3 rows, 3 succeeded"),
-            ("jsonl_merge_qa", "1 of 1 merge groups merged: 2 rows, 2 succeeded, 0 failed, 1 drop"),
+            ("jsonl_merge_qa", "1 of 1 merge group merged: 2 rows, 2 succeeded, 0 failed, 1 drop"),
         ],
     )
     def test_the_steps_of_the_questions(self, shipped: Project, name: str, words: str) -> None:

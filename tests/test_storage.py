@@ -326,7 +326,7 @@ class TestJsonl:
     def test_a_value_that_does_not_fit_means_the_file_changed(self, tmp_path: Path) -> None:
         path = write_lines(tmp_path / "a.jsonl", b'{"a": "x"}')
         (batch,) = read_batches(path, schema=pa.schema([("a", pa.int64())]))
-        with pytest.raises(InputChanged, match="materialise raw again"):
+        with pytest.raises(InputChanged, match="run the task again"):
             batch.to_arrow(pa.schema([("a", pa.int64())]))
 
     @given(rows)
@@ -417,7 +417,7 @@ class TestParquet:
 
     def test_another_schema_means_the_file_changed(self, tmp_path: Path) -> None:
         pq.write_table(pa.table({"a": [1]}), tmp_path / "a.parquet")
-        with pytest.raises(InputChanged, match="materialise raw again"):
+        with pytest.raises(InputChanged, match="run the task again"):
             items_of(tmp_path / "a.parquet", pa.schema([("a", pa.string())]))
 
 

@@ -683,7 +683,7 @@ def test_a_certificate_that_cannot_be_verified_is_refused(authority: Path, host:
 
     reply, server = asyncio.run(run())
     assert reply.fault is Reason.CONNECT
-    assert b"verify failed" in reply.body
+    assert b"verify failed" in reply.body and b"ca_file in the model file" in reply.body
     assert not server.heads
 
 

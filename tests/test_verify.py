@@ -60,7 +60,7 @@ def test_what_is_damaged_is_found_and_the_advice_mends_it(project: Project) -> N
     project.output(C).unlink()
     manifest.unlink()
     again = project.run("run-task", TASK)
-    assert "1 requests sent" in again.out, "of the one reply that was damaged"
+    assert "1 request sent" in again.out, "of the one reply that was damaged"
     assert f"warning: {C}: damaged lines in its journal: 1 in {segment.name}" in again.out
     assert "all is sound" in project.run("verify", TASK).out
 
@@ -290,7 +290,7 @@ def test_a_file_between_stages_that_was_changed_is_noticed_before_anybody_is_ask
         path.write_bytes(lines + lines.splitlines(keepends=True)[0])
     ended = distilling.run("run-task", distilling.task_file)
     assert ended.code == 1
-    assert f"{changed[0]} changed since its upstream asset" in ended.err, ended
+    assert f"{changed[0]} changed since it was looked at" in ended.err, ended
     assert "delete it first" in ended.err
     assert outputs and not any(output.exists() for output in outputs)
 

@@ -4,12 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import click
-import orjson
-from rich.console import Console
 
 from modelcall_assets.cli.compare import RESULT, ratings_at
 from modelcall_assets.cli.options import EXISTING_FILE, misuse, stage_option
-from modelcall_assets.cli.terminal import echo, echo_data, table_of
+from modelcall_assets.cli.terminal import echo, json_option, print_rows
 from modelcall_assets.stages.agreement import Panel
 from modelcall_assets.transforms.statistics import Scale
 
@@ -39,7 +37,7 @@ SHOWN = 3
     type=click.Choice(["nominal", "ordinal", "interval"]),
     help="Of α. Default: interval for numbers, else nominal.",
 )
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@json_option
 def agreement(
     results: Sequence[Path],
     stage: str | None,
@@ -71,7 +69,7 @@ def agreement(
     told = found.agreement(found.scale(scale, ("--scale", "")))
     if as_json:
         plain = {**told._asdict(), "pairs": [pair._asdict() for pair in told.pairs]}
-        echo_data(orjson.dumps(plain, option=orjson.OPT_INDENT_2).decode() + "\n")
+        print_rows([plain], as_json=True)
         return
     for name, ids in told.unmatched.items():
         if ids:
@@ -79,12 +77,4 @@ def agreement(
             echo(f"warning: {name}: {len(ids):,} labels of no such row: {such}", err=True)
     of = f"{told.items:,} items with two labels or more"
     echo(f"Krippendorff's α ({told.scale}): {told.alpha:.3f}, of {of}")
-    columns = {"rater": "fold", "and": "fold", "items": "right", "same": "right", "κ": "right"}
-    lines = [[*map(_shown, pair.told().values())] for pair in told.pairs]
-    Console().print(table_of({**columns, "quadratic κ": "right"}, lines))
-
-
-def _shown(value: str | float | None) -> str:
-    if isinstance(value, float):
-        return f"{value:.3f}"
-    return f"{value:,}" if isinstance(value, int) else value or ""
+    print_rows([pair.told() for pair in told.pairs])

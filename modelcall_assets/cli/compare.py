@@ -3,11 +3,8 @@
 from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
 
 import click
-import orjson
-from rich.console import Console
 
 from modelcall_assets.cli.options import (
     NEW_FILE,
@@ -19,14 +16,15 @@ from modelcall_assets.cli.options import (
     stage_option,
 )
 from modelcall_assets.cli.page import Record, intervals, page, plots, records_json, table
-from modelcall_assets.cli.terminal import echo, echo_data, table_of
+from modelcall_assets.cli.terminal import echo, json_option, print_rows
 from modelcall_assets.config.catalog import SUFFIXES as TASK_SUFFIXES
 from modelcall_assets.records.outcome import Row
 from modelcall_assets.stages.compare import Changed, Compared, Comparison, compare
-from modelcall_assets.stages.ratings import SAMPLE, Ratings, copied_ratings, published_ratings
+from modelcall_assets.stages.ratings import Ratings, copied_ratings, published_ratings
+from modelcall_assets.stages.source import SAMPLE
 from modelcall_assets.storage.files import write_bytes
 from modelcall_assets.storage.rows import GIVEN_ID
-from modelcall_assets.transforms.statistics import Estimate
+from modelcall_assets.transforms.statistics import Estimate, McNemar
 from modelcall_assets.transforms.transcript import CONVERSATION_COLUMNS
 
 PAGE_RECORDS = 1000
@@ -54,7 +52,7 @@ RESULT = click.Path(exists=True, path_type=Path)
     default=0,
     help="So many of the rows that differ, those that differ most.",
 )
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@json_option
 @click.option("--page", "path", metavar="FILE.html", type=NEW_FILE, help="Write a page, too.")
 @force_option
 def compare_results(
@@ -89,13 +87,15 @@ def compare_results(
     names, shown = [str(first), str(second)], [_told_change(found, each) for each in changed]
     notes = [*_notes(names, found, figures)]
     if as_json:
-        missing = dict(zip("ab", found.missing, strict=True))
+        missing = {side: each._asdict() for side, each in zip("ab", found.missing, strict=True)}
         told = {"a": names[0], "b": names[1], "figure": found.figure, "cluster": found.cluster}
-        told |= {"missing": missing, "figures": figures, "shown": shown[:show]}
-        option = orjson.OPT_INDENT_2
-        echo_data(orjson.dumps(told, default=_plain, option=option).decode() + "\n")
+        told |= {"missing": missing, "figures": [*map(_plain, figures)], "shown": shown[:show]}
+        print_rows([told], as_json=True)
     else:
-        _print(notes, _table(found, figures), shown[:show])
+        for note in notes:
+            echo(note)
+        print_rows(_table(found, figures))
+        print_rows([*map(_side_by_side, shown[:show])])
     if path is not None:
         records = [_record(found, *each) for each in zip(changed, shown, strict=True)]
         differ = figures[0].fell + figures[0].rose
@@ -116,9 +116,10 @@ def ratings_at(path: Path, stage: str | None) -> Ratings:
     return found
 
 
-def _plain(value: Any) -> Any:
-    """What JSON has no type for: named fields, and dates."""
-    return value._asdict() if isinstance(value, tuple) else str(value)  # type: ignore[union-attr]
+def _plain(figures: Compared) -> Row:
+    """With names in place of the fields of its tuples."""
+    named = figures._asdict().items()
+    return {n: v._asdict() if isinstance(v, (Estimate, McNemar)) else v for n, v in named}
 
 
 def _told_change(found: Comparison, pair: Changed) -> Row:
@@ -163,43 +164,18 @@ def _table(found: Comparison, figures: Sequence[Compared]) -> list[Row]:
     for each in figures:
         row = {"of": each.of, "pairs": each.a.n, "A": _told(each.a), "B": _told(each.b)}
         row["B − A"] = _told(each.difference)
-        if each.mcnemar is not None:
-            row["McNemar's p"] = f"{each.mcnemar.p_value:.2g}"
+        if any(figure.mcnemar for figure in figures):
+            row["McNemar's p"] = f"{each.mcnemar.p_value:.2g}" if each.mcnemar else None
         rows.append({**row, fell: each.fell, rose: each.rose})
     return rows
 
 
-def _print(notes: Sequence[str], figures: Sequence[Row], shown: Sequence[Row]) -> None:
-    """Where the terminal is too narrow for the figures of a group in a line, each has its own."""
-    console = Console()
-    for note in notes:
-        echo(note)
-    rows = [
-        {name: f"{value:,}" if isinstance(value, int) else value for name, value in row.items()}
-        for row in figures
-    ]
-    wide = table_of(dict.fromkeys(rows[0], "right") | {"of": "fold"}, [[*r.values()] for r in rows])
-    anywhere = console.options.update(max_width=10_000)
-    if console.measure(wide, options=anywhere).maximum > console.width:
-        lines = [
-            ["" if at else row["of"], name, row[name]]
-            for row in rows
-            for at, name in enumerate(name for name in row if name != "of")
-        ]
-        wide = table_of({"of": "fold", "": "left", "is": "right"}, lines)
-    console.print(wide)
-    if shown:
-        samples = {"sample": "right"} if any(each["sample"] is not None for each in shown) else {}
-        replies = {"A": "left", "A's reply": "fold", "B": "left", "B's reply": "fold"}
-        lines = [
-            [
-                each["id"],
-                *(str(each[name]) for name in samples),
-                *(f for side in "ab" for f in (str(each[side]), _cut(each["replies"][side]))),
-            ]
-            for each in shown
-        ]
-        console.print(table_of({"id": "fold", **samples, **replies}, lines))
+def _side_by_side(told: Row) -> Row:
+    sample = {} if told["sample"] is None else {"sample": told["sample"]}
+    row: Row = {"id": told["id"], **sample}
+    for side, name in zip("ab", SIDES, strict=True):
+        row |= {name: told[side], f"{name}'s reply": _cut(told["replies"][side])}
+    return row
 
 
 def _cut(text: str) -> str:

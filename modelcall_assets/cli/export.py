@@ -8,7 +8,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import click
-from rich.console import Console
 
 from modelcall_assets.cli.options import (
     EXISTING_FILE,
@@ -26,7 +25,7 @@ from modelcall_assets.cli.options import (
     stage_option,
     where_option,
 )
-from modelcall_assets.cli.terminal import echo, table_of
+from modelcall_assets.cli.terminal import echo, json_option, print_rows
 from modelcall_assets.records import stem_of
 from modelcall_assets.stages.asking import AskingStage
 from modelcall_assets.stages.examples import OWN_FILES, Examples, Pairs, tell_trainer
@@ -83,6 +82,7 @@ class Asked:
     old_names: bool
     keep_retries: bool
     dialogue_log: bool
+    as_json: bool
 
     @property
     def one_file(self) -> PurePosixPath | None:
@@ -166,6 +166,7 @@ class Asked:
     is_flag=True,
     help=f"All conversations as one Markdown file; default: {DIALOGUE_FOLDER}/ in the project.",
 )
+@json_option
 def export(**given: Any) -> None:
     """Copy what each TASK.yaml has published, a file for each input file, rows in their order.
 
@@ -204,14 +205,14 @@ def export(**given: Any) -> None:
         tell_trainer(form.examples, folder, exported.written, asked.repeat_by_pattern)
     options = {name: value for name, value in given.items() if value not in (None, False, ())}
     record_export(folder, options, files, exported, datetime.now(UTC))
-    rows = [(path, f"{count:,}") for path, count in exported.written.items()]
+    rows = [{"file": path, "rows": count} for path, count in exported.written.items()]
     rows_in = sum(file.manifest.rows for file in files)
-    total = (f"of {rows_in:,} rows", f"{sum(exported.written.values()):,}")
-    Console().print(table_of({"file": "fold", "rows": "right"}, rows, SHOWN_FILES, total))
+    total = {"file": f"of {rows_in:,} rows", "rows": sum(exported.written.values())}
+    print_rows(rows, as_json=asked.as_json, most=SHOWN_FILES, total=total)
     if left_out := exported.left_out:
         what = "records" if asked.pairs else "rows"
-        echo(f"left out: {left_out.total():,} {what}: {by_count(left_out)}")
-    echo(f"exported: {folder}")
+        echo(f"left out: {left_out.total():,} {what}: {by_count(left_out)}", err=asked.as_json)
+    echo(f"exported: {folder}", err=asked.as_json)
 
 
 def _check_options(asked: Asked) -> None:

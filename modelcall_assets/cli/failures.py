@@ -1,13 +1,10 @@
 """`modelcall failures`: which rows have failed, for people and other programs."""
 
-import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import click
-import orjson
-from rich.console import Console
 
 from modelcall_assets.cli.options import (
     chosen_files,
@@ -17,15 +14,13 @@ from modelcall_assets.cli.options import (
     stage_option,
     task_argument,
 )
-from modelcall_assets.cli.terminal import cell, echo_data, table_of
-from modelcall_assets.records.outcome import short
-from modelcall_assets.stages.report import by_count
+from modelcall_assets.cli.terminal import echo, json_option, print_rows
+from modelcall_assets.records.outcome import count_of, short
+from modelcall_assets.stages.report import by_count, one_line
 from modelcall_assets.stages.source import FailedRow, failed_rows
 from modelcall_assets.stages.task import Task
 
-DETAIL_CHARS = 200
-WIDE = 10_000
-"""Columns of what is read by programs: no word is cut in two."""
+SHOWN = 50
 
 
 @click.command()
@@ -33,8 +28,10 @@ WIDE = 10_000
 @stage_option
 @file_option
 @reason_option
-@click.option("--limit", type=click.IntRange(1), help="Rows to show; default: 50, --json: all.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object per row, and nothing else.")
+@click.option(
+    "--limit", type=click.IntRange(1), help=f"Rows to show; default: {SHOWN}, --json: all."
+)
+@json_option
 def failures(
     task: Task,
     stage: str | None,
@@ -43,10 +40,11 @@ def failures(
     limit: int | None,
     as_json: bool,
 ) -> None:
-    """Show the failed rows that TASK.yaml has published, and how many failed for which reason.
+    """Show the failed rows of TASK.yaml, and how many failed for which reason.
 
-    docs/scores.md says what the reasons mean. `modelcall export --failures` copies whole rows. With
-    --json a row is {file, record_id, reason, detail, attempts, endpoint}.
+    They are those of each file's latest result, one that was rejected too. docs/scores.md says what
+    the reasons mean. `modelcall export --failures` copies whole rows. With --json a row is {file,
+    record_id, reason, detail, attempts, endpoint, sample}, and texts are whole.
 
     \b
       modelcall failures my_task.yaml
@@ -62,27 +60,20 @@ def failures(
         if limit is not None and counts.total() > limit and as_json:
             return
         if as_json:
-            echo_data(orjson.dumps(asdict(row)).decode() + "\n")
-        elif len(shown) < (limit or 50):
+            print_rows([asdict(row)], as_json=True)
+        elif len(shown) < (limit or SHOWN):
             shown.append(row)
     if not as_json:
         _show_failed(shown, counts, sum(file.manifest.rows for file in files))
 
 
 def _show_failed(rows: Sequence[FailedRow], counts: Counter[str], of_rows: int) -> None:
-    console = Console() if sys.stdout.isatty() else Console(width=WIDE)
-    if rows:
-        names = ("file", "record", "reason", "detail", "attempts", "endpoint")
-        cells = list[tuple[str, ...]]()
-        for row in rows:
-            detail = " ".join(row.detail.split())
-            cut = detail if len(detail) <= DETAIL_CHARS else f"{detail[:DETAIL_CHARS]}…"
-            attempts = "" if row.attempts is None else str(row.attempts)
-            told = (row.file, short(row.record_id), row.reason, cut, attempts)
-            cells.append((*told, row.endpoint or ""))
-        console.print(table_of(dict.fromkeys(names, "fold"), cells))
+    sample = ["sample"] if any(row.sample is not None for row in rows) else []
+    names = ["file", "record_id", *sample, "reason", "detail", "attempts", "endpoint"]
+    short_rows = (replace(r, record_id=short(r.record_id), detail=one_line(r.detail)) for r in rows)
+    print_rows([{name: getattr(row, name) for name in names} for row in short_rows])
     total = counts.total()
     if total > len(rows):
-        console.print(f"… {total - len(rows):,} more; --limit shows them", highlight=False)
-    text = f"{total:,} of {of_rows:,} rows failed"
-    console.print(cell(f"{text}: {by_count(counts)}" if total else text))
+        echo(f"… {total - len(rows):,} more; --limit shows them")
+    text = f"{total:,} of {count_of(of_rows, 'row')} failed"
+    echo(f"{text}: {by_count(counts)}" if total else text)

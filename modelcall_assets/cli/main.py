@@ -37,7 +37,7 @@ from modelcall_assets.errors import ModelcallError, SetupError
 )
 @click.version_option(package_name="modelcall-assets")
 def modelcall() -> None:
-    """Score data sets with LLM calls, as a Dagster asset graph.
+    """Score data sets with LLM calls, as Dagster graphs.
 
     \b
     A first task, step by step:
@@ -45,7 +45,7 @@ def modelcall() -> None:
       modelcall plan TASK.yaml        files, rows, tokens and cost, before paying
       modelcall try TASK.yaml         five rows: prompt, raw reply, parsed result
       modelcall rehearse -- COMMAND   run COMMAND against a free local endpoint
-      modelcall run-task TASK.yaml    materialise what is missing or failed
+      modelcall run-task TASK.yaml    make what is missing or failed
 
     \b
     Then:

@@ -16,6 +16,7 @@ from modelcall_assets.cli.options import (
 )
 from modelcall_assets.cli.terminal import echo
 from modelcall_assets.errors import InputError
+from modelcall_assets.records.outcome import count_of
 from modelcall_assets.storage.files import open_input, publish, write_lines
 
 MOST_CHUNKS = 9999
@@ -59,7 +60,8 @@ def split(file: Path, chunks: int, output: Path | None, force: bool) -> None:
         for name in names:
             _write(folder / name, islice(source, size))
     fewer = "" if len(names) == chunks else f" ({chunks:,} were asked for)"
-    echo(f"{lines:,} lines in {len(names):,} files of at most {size:,}{fewer}: {folder}")
+    told = f"{count_of(lines, 'line')} in {count_of(len(names), 'file')} of at most {size:,}"
+    echo(f"{told}{fewer}: {folder}")
 
 
 @click.command()
@@ -100,9 +102,11 @@ def join(folder: Path, output: Path | None, force: bool) -> None:
         error_path.unlink(missing_ok=True)
     rows = succeeded + failed
     rate = f" ({succeeded / rows:.2%})" if rows else ""
-    echo(f"{len(good)} files: {succeeded:,} of {rows:,} rows succeeded{rate}: {good_path}")
+    told = f"{succeeded:,} of {count_of(rows, 'row')} succeeded{rate}"
+    echo(f"{count_of(len(good), 'file')}: {told}: {good_path}")
     if errors:
-        echo(f"{len(errors)} error files: {failed:,} rows: {error_path}")
+        told = f"{count_of(len(errors), 'error file')}: {count_of(failed, 'row')}"
+        echo(f"{told}: {error_path}")
 
 
 def _lines(paths: Sequence[Path]) -> Iterator[bytes]:

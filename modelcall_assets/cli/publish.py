@@ -1,12 +1,10 @@
 """`modelcall publish`: a task's rows as a data set that others load, with a card."""
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import click
-from rich.console import Console
 
 from modelcall_assets.cli.options import (
     chosen_files,
@@ -20,7 +18,8 @@ from modelcall_assets.cli.options import (
     task_argument,
     where_option,
 )
-from modelcall_assets.cli.terminal import echo, table_of
+from modelcall_assets.cli.terminal import echo, json_option, print_rows
+from modelcall_assets.records.outcome import Row
 from modelcall_assets.sources.hub import HUB, HubDataset
 from modelcall_assets.stages.card import Told, card
 from modelcall_assets.stages.dataset import (
@@ -59,6 +58,7 @@ NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 @click.option("--revision", metavar="BRANCH", help="On the Hub: a branch; default: the main one.")
 @click.option("--force", is_flag=True, help="Replace what was published there before.")
 @click.option("--dry-run", is_flag=True, help="Only show what would be written, and the card.")
+@json_option
 def publish(
     task: Task,
     destination: str,
@@ -73,6 +73,7 @@ def publish(
     revision: str | None,
     force: bool,
     dry_run: bool,
+    as_json: bool,
 ) -> None:
     """Publish the good rows of TASK.yaml as a data set: a folder, a URI in a store, or
     hf://datasets/ORG/NAME on the Hugging Face Hub.
@@ -104,12 +105,9 @@ def publish(
         check_free(folder, force=force)
     if dry_run:
         made = dataset.write(None)
-        _show(made)
-        echo(card(dataset, made, said))
-        echo(f"nothing is written; it would be: {hub or folder}")
+        ended = f"{card(dataset, made, said)}\nnothing is written; it would be: {hub or folder}"
     elif hub is None:
-        _show(_written(dataset, folder, said))
-        echo(f"published: {folder}")
+        made, ended = _written(dataset, folder, said), f"published: {folder}"
     else:
         parent, there = hub.open()
         old = [name for name in there if SHARD.fullmatch(name)]
@@ -118,9 +116,15 @@ def publish(
             raise misuse(str(hub), f"{[*old, CARD][0]} is there already", fix=fix)
         with TemporaryDirectory(prefix="modelcall-") as scratch:
             made = _written(dataset, Path(scratch), said)
-            address = hub.commit(Path(scratch), old, parent)
-        _show(made)
-        echo(f"published: {address}")
+            ended = f"published: {hub.commit(Path(scratch), old, parent)}"
+    counts = [_row(each.name, each.rows, each.size) for each in made.all]
+    total = _row("together", made.rows, sum(each.size for each in made.all))
+    print_rows(counts, as_json=as_json, most=SHOWN_SHARDS, total=total)
+    echo(ended, err=as_json)
+
+
+def _row(file: str, rows: int, size: int) -> Row:
+    return {"file": file, "rows": rows, "bytes_in_memory": size}
 
 
 def _hub_dataset(
@@ -142,10 +146,3 @@ def _written(dataset: Dataset, folder: Place, said: Told) -> Shards:
     made = dataset.write(folder)
     finish(folder, made, card(dataset, made, said))
     return made
-
-
-def _show(made: Shards) -> None:
-    rows = [(each.name, f"{each.rows:,}", f"{each.size:,}") for each in made.all]
-    total = (CARD, f"{made.rows:,}", f"{sum(each.size for each in made.all):,}")
-    columns: Mapping[str, str] = {"file": "fold", "rows": "right", "bytes in memory": "right"}
-    Console().print(table_of(columns, rows, SHOWN_SHARDS, total))

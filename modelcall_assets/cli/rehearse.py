@@ -138,8 +138,7 @@ def _from_terminal() -> bool:
 
 def summary(stats: dict[str, Any]) -> str:
     errors = {f"HTTP {s}": n for s, n in sorted(stats["statuses"].items()) if s != "200"}
-    oddities = ("malformed", "truncated", "filtered", "junk", "dropped", "abandoned")
-    oddities += ("repeated_ok", "early_retries", "retried_bad_request")
+    oddities = "malformed", "truncated", "filtered", "junk", "dropped", "abandoned"
     counts = errors | {name.replace("_", " "): stats[name] for name in oddities if stats[name]}
     parts = [
         f"{stats['requests']} requests ({stats['distinct']} distinct)",

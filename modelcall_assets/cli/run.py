@@ -2,7 +2,7 @@
 
 import gc
 import sys
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from contextlib import closing
 from dataclasses import replace
 from math import ceil
@@ -25,13 +25,15 @@ from modelcall_assets.cli.run_display import RunDisplay
 from modelcall_assets.cli.terminal import echo
 from modelcall_assets.errors import InputError
 from modelcall_assets.records import decode_key
-from modelcall_assets.records.outcome import NEVER_ASKED, short
+from modelcall_assets.records.outcome import NEVER_ASKED, count_of, short
 from modelcall_assets.stages import Stage
+from modelcall_assets.stages.agreement import LEFT_OUT
 from modelcall_assets.stages.asking import AskingStage
 from modelcall_assets.stages.source import Published
 from modelcall_assets.stages.standing import MAKE_ANEW, Retry, Wanted, out_of_date
 from modelcall_assets.stages.task import Task
 from modelcall_assets.storage.listing import matches
+from modelcall_assets.storage.publishing import Manifest
 
 SHOWN_IDS = 5
 
@@ -51,7 +53,7 @@ def run_task(
 ) -> None:
     """Score or distil the input files of TASK.yaml: what is missing, failed or out of date.
 
-    Runs the same assets as the Dagster UI in this one process, and the UI shows the runs. Stop it
+    Does the same as the Dagster UI in this one process, and the UI shows the runs. Stop it
     at any time: every reply is kept, and the next run asks only for what is missing.
 
     \b
@@ -105,7 +107,7 @@ def _run_files(
     options: Mapping[str, Mapping[str, Any]],
     files: Set[str] | None = None,
 ) -> int:
-    """Materialise what `choose` takes of the keys of all input files, and tell how it ended; gives
+    """Make what `choose` takes of the keys of all input files, and tell how it ended; gives
     the exit code. `options` and `files` are for `TaskRunner.run`."""
     # Dagster takes most of a second to import: `--help` and set-up mistakes need not wait for it.
     # Nothing of that is garbage, and to look for some would take a fifth longer.
@@ -123,19 +125,38 @@ def _run_files(
         if not keys and not any(stage.gathers and stage.keys.now() for stage in task.stages):
             echo(f"{task.spec.name}: no input files to work on")
             return 0
+        before = 0 if files is None else _failed(task, options, files)
         with closing(RunDisplay()) as display:
             ended = TaskRunner(task, instance, display.watcher).run(keys, options, files)
     for message in ended.failed:
         echo(f"error: {message}", err=True)
     for key in ended.busy:
         echo(f"{decode_key(key)}: another run is working on it", err=True)
+    if files is not None:
+        now, of = _failed(task, options, files), count_of(len(files), "file")
+        echo(f"retried {of}: {count_of(now, 'row')} without an answer, {before:,} before")
     echo("\n".join(display.told(task, keys, ended)))
     for overview in task.overviews:
         made = overview.accepted(*overview.keys.now())
-        if made is not None and "agreement_alpha" in (numbers := made.detail["numbers"]):
-            of = f"of {numbers['agreement_items']:,} items with two labels or more"
+        if made is None:
+            continue
+        if "agreement_alpha" in (numbers := made.detail["numbers"]):
+            of = f"of {count_of(numbers['agreement_items'], 'item')} with two labels or more"
             echo(f"agreement α {numbers['agreement_alpha']:.4f} {of}")
+        for each in made.detail.get(LEFT_OUT, ()):
+            echo(f"left out of the agreement: {each['rater']}: {each['why']}")
     return 1 if ended.failed or ended.busy or ended.behind else 0
+
+
+def _failed(task: Task, options: Iterable[str], files: Iterable[str]) -> int:
+    """Of those files the rows that the last of the stages has asked about in vain."""
+    *_, asked = options
+    made = (task.stage(asked).latest(key) for key in files)
+    return sum(_unanswered(each) for each in made if each is not None)
+
+
+def _unanswered(made: Manifest) -> int:
+    return sum(made.failures.values()) - sum(made.failures.get(reason, 0) for reason in NEVER_ASKED)
 
 
 def _go_on(task: Task) -> int:
@@ -161,7 +182,7 @@ def _told_retry(retry: Retry) -> str:
         told[name].format(f"{len(value):,}" if name == "ids" else value)
         for name, value in retry.choice.items()
     )
-    return f"a retry that was interrupted ({choice}; {len(retry.files):,} files left)"
+    return f"a retry that was interrupted ({choice}; {count_of(len(retry.files), 'file')} left)"
 
 
 def _run_retry(task: Task, retry: Retry) -> int:
@@ -200,8 +221,8 @@ def retry(
 ) -> None:
     """Ask the model again for the failed rows of TASK.yaml, in files that are red or green.
 
-    Materialises the files that have such rows once more; all other rows are read from the journal,
-    and nothing is paid for them. With --ids or --where rows are asked anew that have an answer: it
+    Makes the files that have such rows once more; all other rows are read from the journal, and
+    nothing is paid for them. With --ids or --where rows are asked anew that have an answer: it
     stays where the new one fails. A file that was never finished is for run-task, and so is one
     that is out of date. A retry of chosen rows that was killed is gone on with by the same command,
     or by run-task.
@@ -235,7 +256,7 @@ def retry(
     chosen = _chosen(files, wanted)
     files = [file for file, _ in chosen]
     if isinstance(asked, AskingStage) and (old := out_of_date(asked, files, choice)):
-        more = f" and {len(old) - 1:,} more files" * (len(old) > 1)
+        more = f" and {count_of(len(old) - 1, 'more file')}" * (len(old) > 1)
         raise InputError(f"{old[0]}{more}: {asked.name} out of date or gone; {MAKE_ANEW}")
     if not chosen:
         is_chosen = ids is not None or condition
@@ -243,7 +264,7 @@ def retry(
         echo(f"{task.spec.name}: no row{what}, nothing to do")
     elif dry_run:
         for file, count in chosen:
-            echo(f"{file.name}: {count:,} of {file.manifest.rows:,} rows")
+            echo(f"{file.name}: {count:,} of {count_of(file.manifest.rows, 'row')}")
     else:
         publications = {each.key: each.manifest.published for each in files}
         sys.exit(_run_retry(task, Retry([each.name for each in stages], choice, publications)))
@@ -266,9 +287,7 @@ def _chosen(files: Sequence[Published], wanted: Wanted) -> list[tuple[Published,
     for file in files:
         rows = [name for _, name in wanted.rows(file)] if wanted else []
         absent.difference_update(rows)
-        failures = file.manifest.failures.items()
-        failed = sum(count for reason, count in failures if reason not in NEVER_ASKED)
-        if count := len(rows) if wanted else failed:
+        if count := len(rows) if wanted else _unanswered(file.manifest):
             chosen.append((file, count))
     if absent:
         told = ", ".join(map(short, sorted(absent)[:SHOWN_IDS])) + ", …" * (len(absent) > SHOWN_IDS)

@@ -11,11 +11,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from modelcall_assets.records import decode_key
-from modelcall_assets.records.outcome import Row
+from modelcall_assets.records.outcome import Row, count_of
 from modelcall_assets.stages import Stage
 from modelcall_assets.stages.figures import joined
 from modelcall_assets.stages.raw import WARNINGS
-from modelcall_assets.stages.report import Tally, Watcher, by_count
+from modelcall_assets.stages.report import DROPPED, Tally, Watcher, by_count
 from modelcall_assets.stages.summary import Results
 from modelcall_assets.stages.task import Task
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 TERMINAL_EVERY_S = 0.25
 
-SHOWN_WARNINGS = 20
+SHOWN = 20
 
 
 class RunDisplay:
@@ -68,16 +68,21 @@ class RunDisplay:
             if not is_last and any(flawed):
                 yield f"  {_totals(stage, found)}"
             of = "" if is_last else f"{stage.name} of "
-            for key, row in found.items():
-                if row and not row["accepted"] and (made := stage.latest(key)):
-                    yield f"  rejected: {of}{decode_key(key)}: {made.why_rejected}"
+            yield from _first(
+                "rejected",
+                [
+                    f"{of}{decode_key(key)}: {made.why_rejected}"
+                    for key, row in found.items()
+                    if row and not row["accepted"] and (made := stage.latest(key))
+                ],
+            )
         for key in ended.behind:
             if (row := latest[last.name].get(key)) and row["accepted"]:
                 why = "the result of an earlier run, since this one did not make it"
                 yield f"  kept: {decode_key(key)}: {why}"
         tallies = self.tallies.values()
-        yield from _warnings(task.stages[0], latest[task.stages[0].name])
-        yield from (f"  warning: {warning}" for tally in tallies for warning in tally.warnings)
+        warnings = _warnings(task.stages[0], latest[task.stages[0].name])
+        yield from _first("warning", [*warnings, *(w for tally in tallies for w in tally.warnings)])
         requests = sum(tally.requests for tally in tallies)
         replayed = sum(tally.replayed for tally in tallies)
         if any(ended.ran.values()):
@@ -85,8 +90,8 @@ class RunDisplay:
                 yield from _adopted(stage, latest[stage.name])
             rate = f" ({requests / self.seconds:,.0f}/s)" if requests else ""
             yield (
-                f"{requests:,} requests sent in {self.seconds:.1f} s{rate}, "
-                f"{replayed:,} rows answered from the journal"
+                f"{count_of(requests, 'request')} sent in {self.seconds:.1f} s{rate}, "
+                f"{count_of(replayed, 'row')} answered from the journal"
                 if any(stage.asks for stage in task.stages)
                 else f"{last.done} in {self.seconds:.1f} s, no model was asked: {last.about}"
             )
@@ -133,27 +138,31 @@ def _adopted(stage: Stage, found: Mapping[str, Row | None]) -> Iterator[str]:
         name = f"{stage.name} of {decode_key(key)}"
         if adopted := detail.get("adopted"):
             torn = adopted["torn"]
-            yield (
-                f"  adopted: {name}: {adopted['rows']:,} of {adopted['good']:,} good rows; "
-                f"{adopted['failed']:,} rows without an answer, {len(torn):,} torn lines"
-                + (f", the first: {torn[0]}" if torn else "")
-            )
+            good = f"{adopted['rows']:,} of {count_of(adopted['good'], 'good row')}"
+            failed = f"{count_of(adopted['failed'], 'row')} without an answer"
+            first = f", the first: {torn[0]}" if torn else ""
+            lines = f"{count_of(len(torn), 'torn line')}{first}"
+            yield f"  adopted: {name}: {good}; {failed}, {lines}"
         for aside in detail.get("set_aside", ()):
             yield f"  set aside: {name}: the file that was there is kept as {aside}"
 
 
 def _warnings(first: Stage, found: Mapping[str, Row | None]) -> list[str]:
-    told = [
-        f"  warning: {decode_key(key)}: {warning}"
+    return [
+        f"{decode_key(key)}: {warning}"
         for key, detail in _details(first, found)
         for warning in detail.get(WARNINGS, ())
     ]
-    more = len(told) - SHOWN_WARNINGS
-    return told[:SHOWN_WARNINGS] + ([f"  … {more} more warnings"] if more > 0 else [])
+
+
+def _first(kind: str, told: Sequence[str]) -> Iterator[str]:
+    yield from (f"  {kind}: {each}" for each in told[:SHOWN])
+    if (more := len(told) - SHOWN) > 0:
+        yield f"  {kind}: … {more:,} more"
 
 
 def _figures(found: Mapping[str, Row | None]) -> Iterator[str]:
-    """Of an evaluation: `accuracy 0.7125 (0.6931 to 0.7312) of 1,319 items`."""
+    """Of an evaluation: `accuracy 0.7125 of 1,319 items, 95 % interval 0.6931 to 0.7312`."""
     if (figures := joined(found.values())) is None:
         return
     numbers = figures.numbers()
@@ -163,20 +172,23 @@ def _figures(found: Mapping[str, Row | None]) -> Iterator[str]:
             items = value  # what follows is of these
         elif not name.endswith(("_low", "_high")):
             low, high = numbers.get(f"{name}_low"), numbers.get(f"{name}_high")
-            interval = "" if low is None else f" ({low:.4f} to {high:.4f})"
-            yield f"  {name} {value:.4f}{interval} of {items:,} items"
+            interval = "" if low is None else f", 95 % interval {low:.4f} to {high:.4f}"
+            yield f"  {name} {value:.4f} of {count_of(items, 'item')}{interval}"
 
 
 def _totals(stage: Stage, found: Mapping[str, Row | None], behind: Collection[str] = ()) -> str:
-    made, reasons = [row for row in found.values() if row is not None], Counter[str]()
+    made = [row for row in found.values() if row is not None]
+    reasons, rules = Counter[str](), Counter[str]()
     rows, ok = sum(row["rows"] for row in made), sum(row["ok"] for row in made)
     for row in made:
         reasons.update(row["failures"])
+        rules.update(row[DROPPED])
     behind = {*behind}
     current = (row for key, row in found.items() if key not in behind)
     accepted = sum(row is not None and row["accepted"] for row in current)
-    text = f"{accepted} of {len(found)} {stage.keys.what} {stage.done}: {rows:,} rows, "
-    text += f"{ok:,} succeeded, {rows - ok:,} failed"
+    files = f"{accepted} of {count_of(len(found), stage.keys.what)} {stage.done}"
+    text = f"{files}: {count_of(rows, 'row')}, {ok:,} succeeded, {rows - ok:,} failed"
     text += f" ({by_count(reasons)})" if reasons else ""
     dropped = sum(row["dropped"] for row in made)
-    return f"{text}, {dropped:,} dropped" if dropped else text
+    by_rule = f" ({by_count(rules)})" if rules else ""
+    return f"{text}, {dropped:,} dropped{by_rule}" if dropped else text

@@ -3,11 +3,10 @@ of it."""
 
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import click
-from rich.console import Console
-from rich.filesize import decimal
 
 from modelcall_assets.cli.options import (
     EXISTING_FILE,
@@ -17,10 +16,11 @@ from modelcall_assets.cli.options import (
     stage_of,
     task_argument,
 )
-from modelcall_assets.cli.terminal import echo, echo_first, table_of
+from modelcall_assets.cli.terminal import echo, echo_first, json_option, print_rows
 from modelcall_assets.config.catalog import find_root, load_catalog
 from modelcall_assets.errors import InputError, SetupError
 from modelcall_assets.records import decode_key
+from modelcall_assets.records.outcome import Row, count_of
 from modelcall_assets.stages import Stage
 from modelcall_assets.stages.adopt import Adoption, look
 from modelcall_assets.stages.asking import AskingStage
@@ -29,6 +29,7 @@ from modelcall_assets.stages.publication import others, read_note, write_note
 from modelcall_assets.stages.task import Task
 from modelcall_assets.stages.upkeep import (
     OLD_JOURNAL,
+    Defect,
     Garbage,
     Verification,
     deleted_inputs,
@@ -43,7 +44,8 @@ SHOWN = 100
 
 @click.command()
 @click.argument("tasks", nargs=-1, metavar="[TASK.yaml]...", type=click.Path(path_type=Path))
-def register(tasks: tuple[Path, ...]) -> None:
+@json_option
+def register(tasks: tuple[Path, ...], as_json: bool) -> None:
     """Show the input files of each TASK.yaml, or of all tasks, in the Dagster UI as missing.
 
     Each file becomes a partition that a backfill can be asked for; one that is gone and has no
@@ -59,7 +61,7 @@ def register(tasks: tuple[Path, ...]) -> None:
 
     catalog = load_catalog(find_root(Path.cwd()))
     found = [load(path) for path in tasks] if tasks else [*map(Task, catalog.tasks)]
-    is_wrong = bool(tasks)
+    rows = list[Row]()
     for broken in () if tasks else catalog.broken:
         echo(f"{broken.file_name}: left out; `modelcall check` says what is wrong", err=True)
     for task in found:
@@ -69,39 +71,49 @@ def register(tasks: tuple[Path, ...]) -> None:
             except (InputError, SetupError) as error:
                 echo(f"{task.spec.name}: {error}", err=True)
                 continue
-        is_wrong = False
-        counts = f"{of_task.new:,} new, {of_task.gone:,} gone"
-        echo(f"{task.spec.name}: {len(of_task.keys):,} {task.stages[0].keys.what}, {counts}")
-    sys.exit(1 if is_wrong else 0)
+        files = len(of_task.keys)
+        row: Row = {"task": task.spec.name, "files": files, "new": of_task.new}
+        rows.append({**row, "gone": of_task.gone})
+    print_rows(rows, as_json=as_json)
+    sys.exit(1 if tasks and not rows else 0)
 
 
 @click.command()
 @task_argument
-def verify(task: Task) -> None:
+@json_option
+def verify(task: Task, as_json: bool) -> None:
     """Check all that TASK.yaml has published, on disk or in a store; nothing is changed.
 
     Outputs are compared with the digests in their manifests, each line of the journals with its
     checksum. What a crash has left, and what belongs to inputs that are gone or were renamed, is
     named too. Each finding says what to do; with any, the exit code is 1. All bytes are read.
+    --json gives the findings.
 
     \b
       modelcall verify configs/tasks/my_task.yaml
     """
     verification = Verification(task)
     findings = list(verification.findings())
-    counted, rows = ("outputs", "rows", "journal lines", "findings"), list[list[str]]()
-    for stage in task.stages:
-        name = stage.name
-        found = sum(finding.stage == name for finding in findings)
-        lines = f"{verification.journal_lines[name]:,}" if stage.answers else ""
-        outputs, of_rows = verification.outputs[name], verification.rows[name]
-        rows.append([name, f"{outputs:,}", f"{of_rows:,}", lines, f"{found:,}"])
-    Console().print(table_of({"asset": "left", **dict.fromkeys(counted, "right")}, rows))
-    of = ((f"{each.stage}: " if each.stage else "", each) for each in findings)
-    echo_first(SHOWN, [f"{stage}{each.name}: {each.wrong}; {each.fix}" for stage, each in of])
-    count = f"{len(findings):,} finding{'s' if len(findings) > 1 else ''}"
-    echo(f"{task.spec.name}: {count}" if findings else "all is sound")
+    if as_json:
+        print_rows([*map(asdict, findings)], as_json=True)
+    else:
+        print_rows([_verified(verification, stage, findings) for stage in task.stages])
+        of = ((f"{each.stage}: " if each.stage else "", each) for each in findings)
+        echo_first(SHOWN, [f"{stage}{each.name}: {each.wrong}; {each.fix}" for stage, each in of])
+    told = f"{task.spec.name}: {count_of(len(findings), 'finding')}"
+    echo(told if findings else "all is sound", err=as_json)
     sys.exit(1 if findings else 0)
+
+
+def _verified(verification: Verification, stage: Stage, findings: Sequence[Defect]) -> Row:
+    name = stage.name
+    return {
+        "stage": name,
+        "outputs": verification.outputs[name],
+        "rows": verification.rows[name],
+        "journal_lines": verification.journal_lines[name] if stage.answers else None,
+        "findings": sum(finding.stage == name for finding in findings),
+    }
 
 
 @click.command()
@@ -117,8 +129,15 @@ def verify(task: Task) -> None:
 @click.option("--batches", is_flag=True, help="Instead: give up batches that go on somewhere.")
 @click.option("--dry-run", is_flag=True, help="Only show what would be deleted.")
 @click.option("--yes", is_flag=True, help="Do not ask before deleting.")
+@json_option
 def clean(
-    task: Task, days: int | None, gone: bool, batches: bool, dry_run: bool, yes: bool
+    task: Task,
+    days: int | None,
+    gone: bool,
+    batches: bool,
+    dry_run: bool,
+    yes: bool,
+    as_json: bool,
 ) -> None:
     """Delete what TASK.yaml has left behind: temporary files of crashes, and more on demand.
 
@@ -134,6 +153,8 @@ def clean(
       modelcall clean my_task.yaml --journal-older-than 90
       modelcall clean my_task.yaml --deleted-inputs --yes
     """
+    if as_json and (batches or not dry_run):
+        raise misuse("--json", "is of --dry-run", fix="add that, and leave out --batches")
     if batches:
         _give_up(task, dry_run=dry_run, yes=yes)
         return
@@ -148,32 +169,33 @@ def clean(
         named = {journal for garbage in found for journal in garbage.journals}
         found += (old for old in old_journals(task, days) if not named.intersection(old.journals))
     if not found:
-        echo(f"{task.spec.name}: nothing to delete")
+        echo(f"{task.spec.name}: nothing to delete", err=as_json)
         return
-    _show(found)
+    _show(found, as_json)
     if dry_run:
-        echo("nothing deleted: --dry-run")
+        echo("nothing deleted: --dry-run", err=as_json)
     elif yes or _confirmed():
         _delete(task, found)
     else:
         echo("nothing deleted")
 
 
-def _show(found: Sequence[Garbage]) -> None:
-    rows = [(garbage.why, garbage.name, decimal(garbage.size)) for garbage in found]
-    total = ("", "together", decimal(sum(garbage.size for garbage in found)))
-    columns = {"why": "left", "file": "fold", "size": "right"}
-    Console().print(table_of(columns, rows, SHOWN, total))
+def _show(found: Sequence[Garbage], as_json: bool) -> None:
+    rows = [{"why": each.why, "file": each.name, "bytes": each.size} for each in found]
+    total = {"file": "together", "bytes": sum(garbage.size for garbage in found)}
+    print_rows(rows, as_json=as_json, most=SHOWN, total=total)
     for place in (place for garbage in found for place in garbage.kept):
-        echo(f"{place}: stays: it is not as this task wrote it")
+        echo(f"{place}: stays: it is not as this task wrote it", err=as_json)
     if any(garbage.why == OLD_JOURNAL for garbage in found):
-        echo("without its journal a file that becomes out of date is asked again in full")
+        told = "without its journal a file that becomes out of date is asked again in full"
+        echo(told, err=as_json)
 
 
 def _give_up(task: Task, *, dry_run: bool, yes: bool) -> None:
     for key, note in (found := open_batches(task)):
         name = note.id or "a batch without an id"
-        echo(f"{decode_key(key)}: {name}, {note.requests:,} requests at {note.endpoint}")
+        asked = count_of(note.requests, "request")
+        echo(f"{decode_key(key)}: {name}, {asked} at {note.endpoint}")
     if found and not dry_run and (yes or _confirmed()):
         open_batches(task, give_up=True)
         echo(f"given up: {len(found)}")
@@ -207,16 +229,17 @@ def _delete(task: Task, found: Sequence[Garbage]) -> None:
 
 @click.command()
 @click.argument("file", metavar="TASK.yaml", type=EXISTING_FILE)
-@click.option("--stage", help="Only this asset of the task; default: all of them.")
+@click.option("--stage", help="Only this stage of the task; default: all of them.")
 @file_option
 @click.option("--dry-run", is_flag=True, help="Only show what is there.")
-def adopt(file: Path, stage: str | None, pattern: str | None, dry_run: bool) -> None:
+@json_option
+def adopt(file: Path, stage: str | None, pattern: str | None, dry_run: bool, as_json: bool) -> None:
     """Let TASK.yaml take over files that lie where its outputs belong and that it has not written:
     results of the old system, or of a task by another name.
 
     Changes no file and asks nothing: the next run does it. Good scores and responses are kept as
     they are, where an input row has the same id and asks the same, and only the others are asked.
-    What other assets would make is made anew. The old files are kept below `.modelcall`.
+    What other stages would make is made anew. The old files are kept below `.modelcall`.
 
     \b
       modelcall adopt my_task.yaml --dry-run
@@ -225,51 +248,56 @@ def adopt(file: Path, stage: str | None, pattern: str | None, dry_run: bool) -> 
     """
     task = load(file)
     chosen = task.stages if stage is None else [stage_of(task, stage)]
-    count, unreadable = 0, list[str]()
+    rows, unreadable = list[Row](), list[str]()
     for asset, key in ((each, key) for each in chosen if each.suffix for key in each.keys.now()):
         if pattern is None or matches(decode_key(key), pattern):
             try:
-                for line in _adopted(asset, key, dry_run=dry_run):
-                    echo(line)
-                    count += 1
+                rows += _adopted(asset, key, dry_run=dry_run)
             except InputError as error:
                 unreadable.append(str(error))
-    if not count and not unreadable:
-        echo(f"{task.spec.name}: nothing to adopt, every file is the task's own")
-    elif dry_run or not count:
-        echo("nothing adopted" + ": --dry-run" * dry_run)
+    print_rows(rows, as_json=as_json)
+    if not rows and not unreadable:
+        told = f"{task.spec.name}: nothing to adopt, every file is the task's own"
+    elif dry_run or not rows:
+        told = "nothing adopted" + ": --dry-run" * dry_run
     else:
-        echo(f"the next run does it: modelcall run-task {file}")
+        told = f"the next run does it: modelcall run-task {file}"
+    echo(told, err=as_json)
     if unreadable:
         raise InputError("\n".join(unreadable))
 
 
-def _adopted(stage: Stage, key: str, *, dry_run: bool) -> Iterator[str]:
+def _adopted(stage: Stage, key: str, *, dry_run: bool) -> Iterator[Row]:
     found = others(stage, key)
     if found is None:
         return
-    name, adoption = f"{stage.name} of {decode_key(key)}", Adoption()
-    there = ", ".join(map(str, found.places))
-    if isinstance(stage, AskingStage) and found.is_new:
+    name, adoption = decode_key(key), Adoption()
+    is_read = found.is_new and stage.asks
+    if isinstance(stage, AskingStage) and is_read:
         try:
             for _ in look(stage, found.answers, adoption):
                 pass
         except InputError as error:
             what = "it stays as it is; it is not adopted: mend it, or move it away to begin anew"
-            raise InputError(f"{name}: {error}; {what}") from error
+            raise InputError(f"{stage.name} of {name}: {error}; {what}") from error
     if not dry_run:
         write_note(stage, key, read_note(stage, key).model_copy(update={"adopt": True}))
-    if not stage.asks:
-        yield f"{name}: {there} will be kept, and made anew"
-    elif not found.is_new:
-        yield (
-            f"{name}: {there} was changed since the task made it; the replies that the task has "
-            "count, not the changes: it will be kept aside, and made anew. To use it as it is, "
-            "move it to another folder"
+    for line in adoption.torn:
+        echo(f"torn: {line}", err=True)
+    becomes = "kept aside, and made anew"
+    if is_read:
+        becomes = "the good rows are kept, the others are asked"
+    elif stage.asks:
+        becomes += (
+            ": it was changed since the task made it, and the replies that the task has count, "
+            "not the changes; to use it as it is, move it to another folder"
         )
-    else:
-        yield (
-            f"{name}: {adoption.good:,} good rows, {adoption.failed:,} without an answer, "
-            f"{len(adoption.torn):,} torn lines in {', '.join(adoption.files)}"
-        )
-        yield from (f"  torn: {line}" for line in adoption.torn)
+    yield {
+        "stage": stage.name,
+        "file": name,
+        "good_rows": adoption.good if is_read else None,
+        "without_an_answer": adoption.failed if is_read else None,
+        "torn_lines": len(adoption.torn) if is_read else None,
+        "there": ", ".join(adoption.files or map(str, found.places)),
+        "becomes": becomes,
+    }

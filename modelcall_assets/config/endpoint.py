@@ -1,5 +1,6 @@
 """`client_config`: the endpoints of a model, as written and as resolved in an environment."""
 
+import os
 import re
 import ssl
 from collections import Counter
@@ -132,7 +133,8 @@ class EndpointConfig(Block):
     headers: Annotated[dict[str, Text], OR_EMPTY, AfterValidator(_headers)] = Field(default={})
     """Sent with every request; may hold `${NAME}`, and must where the value is a secret."""
     proxy: Annotated[Text, literal(_checked_proxy)] | None = None
-    """URL of an HTTP proxy; may hold `${NAME}`. Default: the environment's (`HTTPS_PROXY`)."""
+    """URL of an HTTP proxy; may hold `${NAME}`. Default: the variable HTTPS_PROXY
+    (for an endpoint of http:, HTTP_PROXY), in `.env` too, but for hosts in NO_PROXY."""
     ca_file: Text | None = None
     """PEM file of the authorities to trust in place of the system's."""
     max_in_flight: Limit = None
@@ -199,7 +201,7 @@ class Address:
     headers: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
     """A header here wins over one of our own, whatever the case of its name."""
     proxy: str | None = field(default=None, repr=False)
-    """None: the one of the process environment, if any."""
+    """None: the one that `env` names, if any."""
     ca_file: str | None = None
     """Absolute path."""
     secrets: tuple[str, ...] = field(default=(), repr=False)
@@ -208,6 +210,7 @@ class Address:
     private: tuple[str, ...] = field(default=(), repr=False)
     """Of these headers, what has neither the name nor the shape of a secret: an answer may hold it,
     but nothing else."""
+    env: Mapping[str, str] = field(default_factory=lambda: os.environ, repr=False)
 
 
 @dataclass
@@ -272,6 +275,7 @@ class Resolver(Expander):
             tuple(secrets),
             client.max_reply_mib,
             tuple(private),
+            self.env,
             client.max_retries if self.max_retries is None else self.max_retries,
             client.transport,
             config.max_in_flight,

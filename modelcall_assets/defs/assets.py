@@ -34,6 +34,8 @@ from modelcall_assets.errors import (
     ModelcallError,
     RunStopped,
 )
+from modelcall_assets.records import decode_key
+from modelcall_assets.records.outcome import count_of
 from modelcall_assets.stages import Run, Stage, Work
 from modelcall_assets.stages.asking import AskingStage
 from modelcall_assets.stages.report import Report, Tally, Watcher, last_line
@@ -232,14 +234,22 @@ async def _work_on(
     async with asyncio.TaskGroup() as files:
         for key in keys:
             files.create_task(file(key))
-    if failed := {key: ends[key].why for key in keys if ends[key].why}:
-        raise failure(failure_text(failed, len(keys)))
+    if failed := {key: ends[key] for key in keys if ends[key].why}:
+        raise failure(failure_text(failed))
     return ends[keys[0]].report if len(keys) == 1 else None
 
 
-def failure_text(failed: Mapping[str, str], of: int) -> str:
-    head = f"{len(failed)} of {of} files failed:\n" if of > 1 else ""
-    return head + "\n".join(f"{key}: {why}" for key, why in failed.items())
+def failure_text(failed: Mapping[str, Ended]) -> str:
+    """Why files are red: once what several have in common, with their number."""
+    alike, lines = dict[str, list[str]](), list[str]()
+    for key, ended in failed.items():
+        alike.setdefault(ended.cause, []).append(key)
+    for first, *more in alike.values():
+        lines.append(f"{decode_key(first)}: {failed[first].why}")
+        if more:
+            others = count_of(len(more), "more file")
+            lines.append(f"the same of {others}, such as {decode_key(more[0])}")
+    return "\n".join(lines)
 
 
 def failure(message: str) -> dg.Failure:

@@ -34,7 +34,7 @@ from modelcall_assets.defs.instance import (
     statuses_of,
     unusable,
 )
-from modelcall_assets.defs.ledger import Ledger
+from modelcall_assets.defs.ledger import Ended, Ledger
 from modelcall_assets.errors import InputError, ModelcallError
 from modelcall_assets.stages import Run, Stage, Work
 from modelcall_assets.stages.report import Report, Tally, Watcher
@@ -61,8 +61,8 @@ class Chain:
     files: Set[str] | None
     watcher: Watcher | None
     ran: dict[str, int] = field(default_factory=dict[str, int])
-    failed: dict[str, dict[str, str]] = field(default_factory=dict[str, dict[str, str]])
-    """By stage, why files are red."""
+    failed: dict[str, dict[str, Ended]] = field(default_factory=dict[str, dict[str, Ended]])
+    """By stage, the files that are red."""
     busy: list[str] = field(default_factory=list[str])
     behind: list[str] = field(default_factory=list[str])
     is_over: bool = False
@@ -159,7 +159,7 @@ class Chain:
                 await asyncio.to_thread(ledger.close)
             except DatabaseError as error:
                 texts.append(unusable(self.instance.root_directory, error))
-        texts += (failure_text(why, self.ran[stage]) for stage, why in self.failed.items() if why)
+        texts += map(failure_text, filter(None, self.failed.values()))
         if texts:
             raise failure("\n".join(texts))
 
@@ -298,7 +298,7 @@ class Link:
         if ended.report is None:
             self._rows_begun -= max(0, rows - (self._tally.done - done))
         if ended.why or ended.report is None:
-            self._failed[key] = ended.why
+            self._failed[key] = ended
             chain.behind.append(key)
         else:
             chain.made.add((stage.name, key))

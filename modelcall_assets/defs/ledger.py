@@ -28,7 +28,7 @@ from modelcall_assets.stages import Stage
 from modelcall_assets.stages.asking import AskingStage
 from modelcall_assets.stages.figures import FIGURES
 from modelcall_assets.stages.pieces import pool_of, uncut
-from modelcall_assets.stages.report import Report, counted
+from modelcall_assets.stages.report import DROPPED, Report, counted
 from modelcall_assets.stages.score_table import API_ABOUT
 from modelcall_assets.stages.task import Task
 from modelcall_assets.transforms.transcript import markdown, markdown_table
@@ -83,7 +83,7 @@ def metadata_of(
     shown |= _failures_of(report)
     if report.dropped:
         shown["dropped"] = report.dropped.total()
-        shown["dropped_by_rule"] = _table(counted("rule", dict(report.dropped.most_common())))
+        shown[DROPPED] = _table(counted("rule", dict(report.dropped.most_common())))
     shown |= {name.removeprefix("api_"): made for name, made in stage.provenance.items()}
     for name, value in report.numbers.items():  # a sum of prices has noise at its end
         shown[name] = float(f"{value:.10g}") if name.endswith("_usd") else value
@@ -156,6 +156,12 @@ class Ended(NamedTuple):
     why: str = ""
     error: Exception | None = None
     is_told: bool = True
+
+    @property
+    def cause(self) -> str:
+        """What other files may have failed of too; of a rejected one its first row's."""
+        first = self.report.failed_rows[:1] if self.report else ()
+        return next((f"{row.reason}: {row.detail}" for row in first), self.why)
 
     @property
     def is_systemic(self) -> bool:

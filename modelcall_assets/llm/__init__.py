@@ -332,7 +332,7 @@ class Engine:
             why = (
                 f"{channel.name}: {UNANSWERED_LIMIT} records in a row failed and none "
                 f"was answered; the last: {failure.reason}: {failure.detail}. "
-                "Mend that and materialise again: what was answered is kept"
+                "Mend that and run the task again: what was answered is kept"
             )
             self.stop(EndpointDown(why))
 

@@ -287,7 +287,7 @@ class BatchClient(SdkTransport):
                 failure = verdict.failure
                 raise EndpointDown(
                     f"{self.name}: no answer to a call about batches: {failure.reason}: "
-                    f"{failure.detail}. Mend that and materialise again: what was answered is kept"
+                    f"{failure.detail}. Mend that and run the task again: what was answered is kept"
                 )
             await self.pause(self.patience.backoff(attempts, verdict.after_s))
 

@@ -166,7 +166,8 @@ class AnswerParser:
         if found is None:
             return Failure(Reason.NOT_AN_OBJECT, "the answer holds no JSON object")
         if missing := self.required - found.keys():
-            return Failure(Reason.MISSING_KEYS, ", ".join(filter(missing.__contains__, self.keys)))
+            lacking = ", ".join(filter(missing.__contains__, self.keys))
+            return Failure(Reason.MISSING_KEYS, f"lacks these keys: {lacking}")
         values = {key: found[key] for key in self.keys if key in found}
         for key, kind in self._numbers.items():
             if key in values and type(values[key]) is not kind:
@@ -241,7 +242,7 @@ _NO_OBJECT = (
     "{keys}, without any text around it."
 )
 _CORRECTIONS = {
-    Reason.MISSING_KEYS: "Your JSON object lacks these keys: {detail}. Send the whole object again "
+    Reason.MISSING_KEYS: "Your JSON object {detail}. Send the whole object again "
     "with every key: {keys}.",
     Reason.WRONG_VALUE: "Your JSON object has values that are not allowed: {detail}. Send the "
     "whole corrected object and nothing else.",

@@ -22,7 +22,7 @@ from modelcall_assets.llm.body import (
     too_large,
 )
 from modelcall_assets.llm.classify import Reply
-from modelcall_assets.llm.transport import IDLE_S, LEAST_REST_S, HttpTransport
+from modelcall_assets.llm.transport import IDLE_S, LEAST_REST_S, HttpTransport, ca_hint
 from modelcall_assets.records.outcome import Reason
 
 _FROM_ENVIRONMENT = ("Authorization", "OpenAI-Organization", "OpenAI-Project")
@@ -116,9 +116,10 @@ class SdkTransport(HttpTransport):
             case aiohttp.ClientHttpProxyError():
                 reason, text = Reason.CONNECT, f"the proxy answered {first.status}"
             case aiohttp.ClientProxyConnectionError():
-                reason, text = Reason.CONNECT, f"the proxy {first.host}:{first.port}: {first}"
+                reason, text = Reason.CONNECT, f"the proxy {first.host}:{first.port}"
+                text += f"{self.proxy_from}: {first}"
             case aiohttp.ClientConnectorError() | ssl.SSLError():
-                reason = Reason.CONNECT
+                reason, text = Reason.CONNECT, f"{text}{ca_hint(first)}"
             case aiohttp.ClientResponseError() | aiohttp.ClientPayloadError():
                 # their texts quote it
                 text = f"{type(first).__name__}: the reply is broken off or no HTTP"

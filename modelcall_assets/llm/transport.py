@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Self
 from urllib.parse import SplitResult, quote, unquote, urljoin, urlsplit, urlunsplit
-from urllib.request import getproxies, proxy_bypass
+from urllib.request import proxy_bypass_environment  # type: ignore[attr-defined]
 
 from modelcall_assets.config.endpoint import Address
 from modelcall_assets.errors import Problem, SetupError
@@ -37,6 +37,13 @@ _PORTS = {"http": 80, "https": 443}
 _EVENTS = re.compile(rb"(?:%b)?\s*(?:data|event|id|retry)?:" % BOM)
 _IN_PATH = "/%:@!$&'()*+,;=~"
 """What a path may hold as it is, beside letters, digits and `-._`."""
+
+
+def ca_hint(error: BaseException) -> str:
+    """What to do about a server's certificate that nobody known has signed."""
+    if not isinstance(error, ssl.SSLCertVerificationError):
+        return ""
+    return "; where the server has a CA of its own, name the CA's file as ca_file in the model file"
 
 
 @dataclass
@@ -78,14 +85,20 @@ class HttpTransport(Address):
         if self.proxy:
             return self.proxy
         url = urlsplit(self.chat_url)
-        proxy = getproxies().get(url.scheme)
-        if not proxy or proxy_bypass(url.hostname or "") or proxy_bypass(url.netloc):
+        named = {name.lower(): self.env[name] for name in sorted(self.env)}
+        proxies = {n.removesuffix("_proxy"): v for n, v in named.items() if n.endswith("_proxy")}
+        proxy, hosts = proxies.get(url.scheme), (url.hostname or "", url.netloc)
+        if not proxy or any(proxy_bypass_environment(each, proxies) for each in hosts):  # type: ignore
             return None
         proxy = proxy if "://" in proxy else f"http://{proxy}"
         if urlsplit(proxy).scheme not in ("http", "https"):
             wrong, fix = "not an HTTP proxy", "set another, or add the endpoint's host to NO_PROXY"
             raise SetupError([Problem("environment", f"{url.scheme}_proxy", wrong, fix=fix)])
         return proxy
+
+    @property
+    def proxy_from(self) -> str:
+        return " of the model file" if self.proxy else " of the environment"
 
     @property
     def connect_timeout_s(self) -> float:
@@ -214,7 +227,7 @@ class DirectTransport(HttpTransport):
 
     async def _connect(self, until: float) -> Connection | Reply:
         latest = min(until, asyncio.get_running_loop().time() + self.connect_timeout_s)
-        by = f"the proxy {_without_user(self._proxy)}: " if self._proxy else ""
+        by = f"the proxy {_without_user(self._proxy)}{self.proxy_from}: " if self._proxy else ""
         connection = Connection(self._open, self._distrust, self._buffer, self.timeout_s)
         try:
             async with asyncio.timeout_at(latest):
@@ -226,7 +239,7 @@ class DirectTransport(HttpTransport):
         except TimeoutError:
             reason, text = Reason.TIMEOUT, f"no connection within {self.connect_timeout_s:g} s"
         except (OSError, ValueError) as error:  # of TLS; of a name that is none
-            reason, text = Reason.CONNECT, str(error) or type(error).__name__
+            reason, text = Reason.CONNECT, f"{str(error) or type(error).__name__}{ca_hint(error)}"
         return Reply(0, {}, f"{by}{text}".encode(), reason)
 
     async def _reach(self, to: SplitResult, protocol: asyncio.BaseProtocol) -> asyncio.Transport:

@@ -35,6 +35,11 @@ def short(text: str) -> str:
     return text if len(text) <= 100 else f"{text[:100]}…"
 
 
+def count_of(number: int, what: str) -> str:
+    """`1 file`, `2,000 files`."""
+    return f"{number:,} {what}{'s' * (number != 1)}"
+
+
 def text_of_bytes(value: bytes) -> str:
     """The UTF-8 text that they are, else base64."""
     try:

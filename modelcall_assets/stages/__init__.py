@@ -236,7 +236,7 @@ class Stage(ABC):
         if manifest is None:
             raise InputError(
                 f"{self.spec.key}/{self.name}: '{key}' has no accepted output; "
-                f"materialise {self.name} of this partition first"
+                f"make {self.name} of it first"
             )
         self.check(manifest)
         return manifest

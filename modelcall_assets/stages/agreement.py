@@ -21,7 +21,6 @@ from modelcall_assets.stages.inputs import ABSENT
 from modelcall_assets.stages.ratings import (
     FILE,
     ID,
-    SAMPLE,
     Ratings,
     is_figure,
     joined,
@@ -29,7 +28,7 @@ from modelcall_assets.stages.ratings import (
     published_ratings,
 )
 from modelcall_assets.stages.report import Report
-from modelcall_assets.stages.source import Published
+from modelcall_assets.stages.source import SAMPLE, Published, column_names
 from modelcall_assets.storage.files import open_input
 from modelcall_assets.storage.listing import find_file, list_files
 from modelcall_assets.storage.rows import ID_COLUMNS, own_id, read_rows
@@ -98,7 +97,8 @@ class Panel:
         """Adds the labels of a file that has `id` (or `uid`) and the column; where it has `file`
         (a path without suffix) or `sample`, these must be the same too. InputError: no such column,
         or two labels for an item."""
-        rows = [row for row in _rows(path) if _label(row.get(column)) is not None]
+        found = [*_rows(path)]
+        rows = [row for row in found if _label(row.get(column)) is not None]
         is_one_file = all(len(ratings.files) == 1 for ratings in self.judges.values())
         parts = [SAMPLE] if is_one_file else [FILE, SAMPLE]
         parts = [part for part in parts if any(part in row for row in rows)]
@@ -112,7 +112,10 @@ class Panel:
                     f"{path}: two labels for {short(record)}; leave one, or add a column sample"
                 )
         if not labels:
-            raise InputError(f"{path}: no row has a {column}; name the column of the labels")
+            have = ", ".join(column_names(found)) or "there is no row"
+            raise InputError(
+                f"{path}: no row has a {column}; name the column of the labels: {have}"
+            )
         self.has_texts |= any(isinstance(label, str) for label in labels.values())
         self.people[name] = People([ID, *parts], labels)
 
@@ -281,4 +284,4 @@ def tell_agreement(task: Task, report: Report) -> None:
             for name, ids in told.unmatched.items()
             if ids
         ]
-    report.tables[LEFT_OUT] = left_out
+    report.tables[LEFT_OUT] = report.detail[LEFT_OUT] = left_out

@@ -196,7 +196,7 @@ class BatchCaller(Replay):
             raise EndpointDown(
                 f"{self._client.name}: {UNANSWERED_LIMIT} records failed in batch after batch and "
                 f"none was answered; the last: {failure.reason}: {failure.detail}. "
-                "Mend that and materialise again: what was answered is kept"
+                "Mend that and run the task again: what was answered is kept"
             )
         why = Unanswered(failure, item.address.key, tries, self._client.name)
         self.leave(item.index, why, item.position)

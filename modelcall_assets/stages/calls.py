@@ -105,8 +105,8 @@ class Budget:
     def _stop(self, field: str, limit: str, spent: str) -> BudgetSpent:
         return BudgetSpent(
             f"{self.file_name}:{field}: {limit} is spent ({spent} so far by all runs of the task, "
-            "the rest by what is under way). Everything answered is kept: raise it and materialise "
-            "again to go on"
+            "the rest by what is under way). Everything answered is kept: raise it and run the "
+            "task again to go on"
         )
 
 

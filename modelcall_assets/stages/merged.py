@@ -74,7 +74,7 @@ class Merged(Stage):
         if missing:
             raise InputError(
                 f"{key}: {len(missing)} of {len(manifests)} members have no accepted "
-                f"{upstream.name}: {', '.join(missing)}; materialise {upstream.name} of these first"
+                f"{upstream.name}: {', '.join(missing)}; make {upstream.name} of these first"
             )
         made = {name: manifest for name, manifest in manifests.items() if manifest is not None}
         for each in made.values():

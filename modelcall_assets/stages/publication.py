@@ -263,7 +263,7 @@ class Draft:
                 raise PublishedMeanwhile(
                     f"{self._stage.spec.key}/{self._stage.name}: another run has published "
                     f"'{self._key}' since this one began, and its result stands; the replies of "
-                    "both are kept: materialise it again to have all of them, nothing is paid twice"
+                    "both are kept: run the task again to have all of them, nothing is paid twice"
                 )
             check_claim()
             if not self.is_rejected:

@@ -15,7 +15,7 @@ import pyarrow as pa
 from modelcall_assets.errors import InputError, Problem, SetupError, did_you_mean
 from modelcall_assets.records import stem_of
 from modelcall_assets.records.outcome import BadLine, Row
-from modelcall_assets.stages.source import Published
+from modelcall_assets.stages.source import SAMPLE, Published
 from modelcall_assets.storage.columns import (
     MOST_ROWS,
     open_columns,
@@ -30,7 +30,8 @@ from modelcall_assets.storage.rows import GIVEN_ID
 from modelcall_assets.storage.values import schema_from_json
 
 MOST_TOLD = 10
-FILE, ID, SAMPLE = IDENTITY = "file", "id", "sample"
+FILE, ID = "file", "id"
+IDENTITY = FILE, ID, SAMPLE
 """Of an item: its file without the suffix, its record, and `0` where its samples have no number."""
 _COMPUTE = import_module("pyarrow.compute")  # whose functions are made when it is imported
 

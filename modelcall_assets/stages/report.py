@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple, Self
 
 import pyarrow as pa
 
-from modelcall_assets.records.outcome import Failure, Outcome, Row, short
+from modelcall_assets.records.outcome import Failure, Outcome, Row, count_of, short
 from modelcall_assets.storage.publishing import InputFingerprint, Manifest
 from modelcall_assets.storage.rows import sample_row
 from modelcall_assets.storage.values import readable_schema, schema_to_json
@@ -83,6 +83,8 @@ class Watcher:
     pauses: Sequence[float] = (2.0, 3.0, 5.0, 20.0, 30.0)
 
 
+DROPPED = "dropped_by_rule"
+"""In the detail of a manifest."""
 MOST_VALUES = 500
 LISTED = 10
 SAMPLE_ROWS = 6
@@ -239,6 +241,10 @@ class Report:
     def failure_rate(self) -> float:
         return self.failed / self.rows if self.rows else float(bool(self.emptied))
 
+    @property
+    def _told(self) -> str:
+        return f"{self.failed:,} of {count_of(self.rows, 'row')} failed ({self.failure_rate:.2%})"
+
     def fail(self, row: int, where: str, reason: str, detail: str) -> None:
         """Count a row that holds an error."""
         self.failures[reason] += 1
@@ -267,25 +273,25 @@ class Report:
         """When more rows failed than the task accepts; `again` is what a new run would do."""
         if self.failure_rate <= max_failure_rate:
             return None
-        reasons = ", ".join(f"{reason} {count}" for reason, count in self.failures.most_common())
         what = self.emptied or (
-            f"{self.failed} of {self.rows} rows failed ({self.failure_rate:.2%}), more than "
-            f"max_failure_rate {max_failure_rate:.2%}: {reasons}. The first: {self.failed_rows[0]}"
+            f"{self._told}, more than max_failure_rate {max_failure_rate:.2%}: "
+            f"{by_count(self.failures)}. The first: {self.failed_rows[0]}"
         )
         to = " to 1" if self.emptied else ""
         return (
             f"{what}. The result lies aside and replaces nothing; raise "
-            f"max_failure_rate{to} to accept it as it is, or materialise again to {again}"
+            f"max_failure_rate{to} to accept it as it is, or run the task again to {again}"
         )
 
     def findings(self, rejected: str | None = None) -> list[Finding]:
         """Whether the partition is complete; `rejected` says why it is not accepted."""
         dropped = self.dropped.total()
-        conserved = f"{self.rows_in} rows in, {self.ok} succeeded, {self.failed} failed"
-        conserved += f", {dropped} dropped" if dropped else ""
-        failed = f"{self.failed} of {self.rows} rows failed ({self.failure_rate:.2%})"
-        failed += f"; the first: {self.failed_rows[0]}" if self.failed_rows else ""
-        repeated = f"{self.duplicate_ids} rows repeat the id of another"
+        conserved = (
+            f"{count_of(self.rows_in, 'row')} in, {self.ok:,} succeeded, {self.failed:,} failed"
+        )
+        conserved += f", {dropped:,} dropped" if dropped else ""
+        first = f"; the first: {self.failed_rows[0]}" if self.failed_rows else ""
+        repeated = f"{self.duplicate_ids:,} rows repeat the id of another"
         repeated += f": {', '.join(self.first_duplicates)}" if self.first_duplicates else ""
         is_fine = not self.failed and not self.emptied
         return [
@@ -293,7 +299,7 @@ class Report:
             Finding(
                 "failed rows",
                 is_fine and rejected is None,
-                rejected or self.emptied or failed,
+                rejected or self.emptied or f"{self._told}{first}",
                 "error" if rejected else "warning",
             ),
             Finding("unique ids", not self.duplicate_ids, repeated),
@@ -320,6 +326,7 @@ class Report:
                     for reason, row in self.examples.items()
                 },
                 "histograms": {name: each.plain for name, each in self.histograms.items()},
+                DROPPED: dict(self.dropped.most_common()),
                 **self.detail,
             },
         )
@@ -348,4 +355,5 @@ def last_line(error: BaseException) -> str:
 def one_line(detail: str) -> str:
     """The start of a detail, or the end of a traceback, where the error is."""
     told = detail.strip().splitlines()[-1] if detail.startswith("Traceback") else detail
-    return " ".join(told.split())[:SHOWN_CHARS]
+    told = " ".join(told.split())
+    return told if len(told) <= SHOWN_CHARS else f"{told[:SHOWN_CHARS]}…"

@@ -14,8 +14,7 @@ import pyarrow as pa
 
 from modelcall_assets.errors import InputError, Problem, SetupError, did_you_mean
 from modelcall_assets.records.outcome import BadLine, Row, short
-from modelcall_assets.stages.ratings import SAMPLE
-from modelcall_assets.stages.source import Published
+from modelcall_assets.stages.source import SAMPLE, Published
 from modelcall_assets.storage.rows import Batch
 from modelcall_assets.storage.values import SchemaInference, has
 from modelcall_assets.transforms import Where, value_at

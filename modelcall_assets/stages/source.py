@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
 MEMBERS = "members"
 """In the detail of a manifest: the files, or partitions, that make one."""
+SAMPLE = "sample"
+"""The column that numbers several answers to one record, from 0."""
 ROWS_LOOKED_AT = 20
 ROWS_ASKED_AT_ONCE = 100
 ROWS_WRITTEN_AT_ONCE = 1000
@@ -168,8 +170,8 @@ def batches_of(
 def changed(place: Place) -> InputChanged:
     """Of a file that is not as a stage left it, or `raw` found it."""
     return InputChanged(
-        f"{place} changed since its upstream asset was materialised; materialise that again, then "
-        "this (if the task made the file, delete it first): replies received so far are kept"
+        f"{place} changed since it was looked at; run the task again (if the task made the file, "
+        "delete it first): replies received so far are kept"
     )
 
 
@@ -289,6 +291,7 @@ class FailedRow:
     detail: str
     attempts: int | None = None
     endpoint: str | None = None
+    sample: int | None = None
 
 
 def first_rows(place: Place, reading: Reading) -> list[Row]:
@@ -335,15 +338,17 @@ def failed_rows(file: Published) -> Iterator[FailedRow]:
     file.check()
     rows = file.items()
     if file.stage.answers and file.is_table:
-        batches = read_columns(file.place, _FAILURE_COLUMNS)
+        samples = {SAMPLE}.intersection(read_schema(file.place).names)
+        batches = read_columns(file.place, [*_FAILURE_COLUMNS, *samples])
         failed = (batch.filter(pc.field("api_status") != "success") for batch in batches)
         rows = ((0, row) for batch in failed for row in batch.to_pylist())
     for index, item in rows:
         if (failure := file.failure_of(item)) is not None:
             told: Row = {} if isinstance(item, BadLine) else item
             asked = told.get("api_attempts"), told.get("api_endpoint")
+            sample = number if isinstance(number := told.get(SAMPLE), int) else None
             name, reason = file.identity(index, item), str(failure.reason)
-            yield FailedRow(file.name, name, reason, failure.detail, *asked)
+            yield FailedRow(file.name, name, reason, failure.detail, *asked, sample)
 
 
 def _readable(item: Row | BadLine) -> Row | BadLine:

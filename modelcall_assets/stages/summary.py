@@ -23,7 +23,7 @@ from modelcall_assets.stages.figures import ACCURACY, FIGURES, joined
 from modelcall_assets.stages.inputs import digest_of_versions
 from modelcall_assets.stages.publication import Draft
 from modelcall_assets.stages.raw import WARNINGS
-from modelcall_assets.stages.report import Distribution, Example, Report, Tally
+from modelcall_assets.stages.report import DROPPED, Distribution, Example, Report, Tally
 from modelcall_assets.stages.source import MEMBERS
 from modelcall_assets.storage.files import file_digest, write_lines
 from modelcall_assets.storage.listing import FileInfo, list_files
@@ -55,7 +55,7 @@ class Summary(Stage):
         return self.layout.state_folder / self.name
 
     def own_shape(self) -> dict[str, Any]:
-        return {"summary": 5}
+        return {"summary": 6}
 
     def check_ready(self) -> None:
         """SetupError when a rater cannot be had, but for want of results."""
@@ -115,7 +115,7 @@ class Summary(Stage):
         for key in done:
             if why := next(filter(None, (results.changed(stage, key) for stage in stages)), ""):
                 old.setdefault(why, []).append(decode_key(key))
-        what = self.before.keys.what.replace(" ", "_")
+        what = f"{self.before.keys.what}s".replace(" ", "_")
         report.tables["out_of_date"] = [
             {what: len(names), "why": why, "first": names[0]} for why, names in old.items()
         ]
@@ -129,7 +129,8 @@ class Summary(Stage):
         table: list[Row] = []
         for stage in self.task.stages:
             own = [row for row in rows if row["stage"] == stage.name and row["accepted"]]
-            found: Row = {"stage": stage.name, stage.keys.what.replace(" ", "_"): len(own)}
+            what = f"{stage.keys.what}s".replace(" ", "_")
+            found: Row = {"stage": stage.name, what: len(own)}
             found |= {name: sum(row[name] for row in own) for name in COUNTS}
             for name in TOTALS if stage.asks else ():
                 values = [row["numbers"].get(name) for row in own]
@@ -329,7 +330,7 @@ def told(named: Mapping[str, Any], but: Collection[tuple[str, Any]] = ()) -> str
 def _row(each: Result, made: Manifest, version: str) -> Row:
     stage, key, accepted = each
     detail = made.detail
-    names = "numbers", "examples", "histograms", "made_with", FIGURES
+    names = "numbers", "examples", "histograms", "made_with", DROPPED, FIGURES
     return {
         "stage": stage,
         "key": key,

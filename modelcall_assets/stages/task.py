@@ -172,7 +172,8 @@ class Keys:
 
     @property
     def what(self) -> str:
-        return "merge groups" if self.of_groups else "files"
+        """Of one."""
+        return "merge group" if self.of_groups else "file"
 
 
 OVERVIEWS: tuple[type[Stage], ...] = (Summary,)

@@ -36,7 +36,7 @@ BATCH_ROWS = 1000
 BATCH_BYTES = 8 << 20
 STREAM_BYTES = 64 << 10
 """Of a batch whose rows are worked on one by one."""
-_CHANGED = "does not fit the schema that its raw asset recorded; materialise raw again"
+_CHANGED = "does not fit the schema that was recorded of it; run the task again"
 
 
 @dataclass(frozen=True)
