@@ -106,10 +106,10 @@ class DistillationTask(TaskFile):
         return {step.stage: step.output for step in self.steps.values()}
 
     @property
-    def state_stage(self) -> str:
-        """The last one, but for a judge, which may come later: the state lies in its folder."""
+    def state_folder(self) -> str:
+        """That of the last step, but for a judge, which may come later."""
         steps = [*self.steps.values()]
-        return (self.generate_response or steps[-1]).stage
+        return (self.generate_response or steps[-1]).output
 
     @property
     def inputs(self) -> dict[str, str]:

@@ -222,7 +222,7 @@ class Data(Block):
     input_folder: Folder
     """Folder of JSONL, Parquet and Arrow files: a path, or the URI of a store such as s3://."""
     output_folder: Folder
-    """Folder of the scores."""
+    """Folder of the scores; of a task that only preprocesses, of its rows."""
     input_key: Text = "text"
     """Column that holds the text to score."""
     prompt_format_key: Text = Field(default_factory=lambda block: block["input_key"])
@@ -243,7 +243,7 @@ def _scoring(task_type: str) -> str:
 
 
 class ScoringTask(TaskFile):
-    """Scores every row of a folder with a model and a prompt."""
+    """Scores every row of a folder with a model and a prompt, or only preprocesses them."""
 
     task_type: Annotated[str, AfterValidator(_scoring)] = TASK_TYPE
     """Kind of task; this one is `data_scoring`."""
@@ -251,16 +251,14 @@ class ScoringTask(TaskFile):
     """Where rows come from and where scores go."""
     preprocess: Preprocess = Preprocess()
     model: ConfigPath | None = None
-    """The model file; required unless there is a `scorer`."""
+    """The model file; required unless there is a `scorer`, or the task only preprocesses."""
     prompt: ConfigPath | None = None
-    """The prompt file; required unless there is a `scorer`."""
+    """The prompt file; goes with `model`."""
     scorer: Text | None = None
     """Instead of a model: `module:name` of an object or class with `score(item) -> dict`."""
 
     old_fields = TASK_FIELDS
     input_field: ClassVar[str] = "data.input_folder"
-    state_stage: ClassVar[str] = "scores"
-    """The state lies in its folder."""
 
     @property
     def reads(self) -> Data:
@@ -274,9 +272,20 @@ class ScoringTask(TaskFile):
         return self.preprocess if self.preprocess.enabled else Preprocess()
 
     @property
+    def rates(self) -> bool:
+        """Else it only preprocesses."""
+        return (self.model or self.prompt or self.scorer) is not None
+
+    @property
     def stage_folders(self) -> dict[str, str | None]:
         first = {"preprocessed": self.preprocess.output_folder} if self.preprocess.enabled else {}
+        if not self.rates:
+            return {name: folder or self.data.output_folder for name, folder in first.items()}
         return {**first, "scores": self.data.output_folder}
+
+    @property
+    def state_folder(self) -> str:
+        return self.data.output_folder
 
     @property
     def input_folder(self) -> str:
@@ -321,8 +330,10 @@ def parse_scoring(data: Content, file: str, has_data_root: bool) -> Parsed[Scori
 
 
 def _rater_problems(data: Content, file: str) -> Iterator[Problem]:
-    """A task rates with a model and a prompt, or with a scorer."""
+    """A task rates with a model and a prompt, or with a scorer, or only preprocesses."""
     has_scorer = data.get("scorer") is not None
+    if at(data, "preprocess.enabled") is True and not {"model", "prompt"} & data.keys():
+        return
     for name in ("model", "prompt"):
         if (given := data.get(name) is not None) and has_scorer:
             fix = f"remove {name} or scorer"
