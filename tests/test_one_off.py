@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from config_files import with_fields
+from packs import repomix_xml
 from project import (
     MODEL_FILE,
     PREPROCESS,
@@ -196,11 +197,10 @@ def test_preprocess_leaves_its_files(old: Project):
 
 
 def test_preprocess_takes_the_languages_of_repositories(old: Project):
-    pack = '<files><file path="a.py">x = 1</file></files>'
     for language in ("Go", "Python", "Rust"):
         path = old.root / f"packs/{language}/me_it_abc123.xml"
         path.parent.mkdir(parents=True)
-        path.write_text(pack)
+        path.write_bytes(repomix_xml({"a.py": "x = 1"}))
     options = ("--raw_path", "packs", "--output_dir", "clean", "--languages", "Python", "Go")
     assert old.run("preprocess", "repomix", *options, "--num_proc", "1").code == 0
     assert visible(old.root / "clean") == ["Go.parquet", "Python.parquet"]
