@@ -7,7 +7,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 import yaml
@@ -20,14 +20,12 @@ from modelcall_assets.config.catalog import find_root
 from modelcall_assets.config.distillation import STEP_FIELDS
 from modelcall_assets.config.places import is_uri
 from modelcall_assets.config.task import TASK_FIELDS
-from modelcall_assets.errors import Problem, SetupError
 from modelcall_assets.records import decode_key, stem_of
 from modelcall_assets.stages.export import ORIGINS
 from modelcall_assets.stages.task import Task
 from modelcall_assets.storage.listing import exists
 from modelcall_assets.transforms.length import Length
 
-FOLDER = "configs/tasks/one_off"
 OLD_KEY = "code_corpus_description_and_sample"
 SCRIPTS = {"github": "github_raw_code", "repomix": "repo_xml", "triplet": "triplet_filter"}
 NEEDLESS = {old.path: old.instead for old in (*TASK_FIELDS, *STEP_FIELDS) if not old.works}
@@ -58,15 +56,10 @@ def _sets(field: str, *names: str, **options: Any) -> Callable[[Any], Any]:
     return click.option(*names, **options)
 
 
-def _name(kind: str, source: str, target: str) -> str:
-    """Of a command's task: the same for the same target, whatever the options."""
-    digest = hashlib.sha256(target.encode()).hexdigest()[:6]
-    return f"{kind}_{stem_of(PurePosixPath(source).name)}_{digest}"
-
-
-def _task(name: str, **more: Any) -> Task:
-    """Of the command's options and `more` fields; its file is written. SetupError when there is one
-    that somebody else has written, or has changed."""
+def _task(kind: str, source: str, target: str, **more: Any) -> Task:
+    """Of the command's options and `more` fields. Its file is written, the same one for the same
+    places. UsageError when there is one that somebody else has written, or has changed."""
+    name = f"{kind}_{stem_of(PurePosixPath(source).name)}_{_digest(source + target)[:6]}"
     told, content = click.get_current_context().meta, dict[str, Any](task_name=name)
     for field, value in {**more, **told.get("fields", {})}.items():
         block, _, own = field.partition(".")
@@ -74,15 +67,15 @@ def _task(name: str, **more: Any) -> Task:
     if "debug" in content:
         content["debug"]["enabled"] = True
     body = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
-    file = find_root(Path.cwd()) / FOLDER / f"{name}.yaml"
+    file = find_root(Path.cwd()) / f"configs/tasks/one_off/{name}.yaml"
     if file.exists():
         head, _, rest = file.read_text("utf-8").partition("\n")
-        if not head.endswith(_mark(rest)):
+        if not head.endswith(_digest(rest)):
             wrong = "this command has not written it, or it was changed since"
             fix = f"run it as it is: modelcall run-task {file}; or move it away"
-            raise SetupError([Problem(str(file), "", wrong, fix=fix)])
+            raise misuse(str(file), wrong, fix=fix)
     command = " ".join(shlex.join(["modelcall", *sys.argv[1:]]).split())
-    head = f"# Written by `{command}`, and anew until somebody changes it {_mark(body)}"
+    head = f"# Written by `{command}`, and anew until it is changed: {_digest(body)}"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(f"{head}\n{body}", "utf-8")
     echo(f"task file: {file}")
@@ -91,9 +84,8 @@ def _task(name: str, **more: Any) -> Task:
     return load(file)
 
 
-def _mark(text: str) -> str:
-    """Shows that a file is as it was written."""
-    return f"({hashlib.sha256(text.encode()).hexdigest()[:8]})"
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def _code(command: click.Command, **options: Any) -> int:
@@ -105,19 +97,21 @@ def _code(command: click.Command, **options: Any) -> int:
     return 0
 
 
-def _refuse_others(task: Task, folder: str, names: Iterable[str]) -> None:
-    """UsageError when a file is in the way that no export has left."""
-    place = task.layout.place(task.spec.resolved(folder))
+def _leave(task: Task, folder: str, names: Iterable[str], **form: Any) -> NoReturn:
+    """Runs the task and puts copies of its latest rows into the folder, of rejected results too.
+    UsageError when a file is in the way that no export has left."""
+    output = task.spec.resolved(folder)
+    place = task.layout.place(output)
     for name in names:
         if exists(place / name) and not exists(place / ORIGINS / f"{name}.jsonl"):
             fix = "move it away; or name this folder in a task file, and `modelcall adopt` takes it"
             raise misuse("OUTPUT", f"{place / name} is there, and not by this command", fix=fix)
-
-
-def _export(task: Task, folder: str, **options: Any) -> int:
-    """The latest rows, of results that were rejected too."""
-    always = {"tasks": (task.spec.path,), "force": True, "rejected": True}
-    return _code(export, output=task.spec.resolved(folder), **always, **options)
+    fresh = click.get_current_context().params.get("fresh", False)
+    code = _code(run_task, task=task, fresh=fresh)
+    if form.get("keep_retries"):
+        code = _code(retry, task=load(task.spec.path))
+    form |= {"tasks": (task.spec.path,), "output": output, "force": True, "rejected": True}
+    sys.exit(_code(export, **form) or code)
 
 
 @click.command()
@@ -140,12 +134,10 @@ def pipeline(source: str, target: str, fs: str, root: str) -> None:
     stem, _, form = file.rpartition(".")
     if not stem or form not in ("jsonl", "parquet"):
         raise misuse("OUTPUT", "neither JSONL nor Parquet", "a name in .jsonl or .parquet", file)
-    name = _name("pipeline", source, target)
-    data = {"input_folder": source, "output_folder": f"{folder}/{ORIGINS}/{name}"}
-    task = _task(name, data=data, scorer=f"{Length.__module__}:{Length.__name__}")
-    _refuse_others(task, folder, [file])
-    code = _code(run_task, task=task)
-    sys.exit(_export(task, folder, into=stem, format=form, keep="all") or code)
+    data = {"input_folder": source, "output_folder": f"{folder}/{ORIGINS}/pipeline_{stem}"}
+    scorer = f"{Length.__module__}:{Length.__name__}"
+    task = _task("pipeline", source, target, data=data, scorer=scorer)
+    _leave(task, folder, [file], into=stem, format=form, keep="all")
 
 
 @click.command()
@@ -160,9 +152,7 @@ def pipeline(source: str, target: str, fs: str, root: str) -> None:
 @_sets("preprocess.batch_size", "--batch-size")
 @click.option("--languages", "_", is_flag=True, expose_value=False, help="Only these folders.")
 @click.argument("languages", metavar="[LANGUAGE]...", nargs=-1)
-def preprocess(
-    script: str, raw_path: str, output_dir: str, languages: tuple[str, ...], **_: Any
-) -> None:
+def preprocess(script: str, languages: Any, raw_path: str, output_dir: str, **_: Any) -> None:
     """Clean and truncate the files of a folder, and ask nothing.
 
     \b
@@ -171,7 +161,7 @@ def preprocess(
     """
     chosen = {"languages": [*languages]} if languages else {}
     block = {"enabled": True, "script_type": SCRIPTS[script], **chosen}
-    task = _task(_name(f"preprocess_{script}", raw_path, output_dir), preprocess=block)
+    task = _task(f"preprocess_{script}", raw_path, output_dir, preprocess=block)
     sys.exit(_code(run_task, task=task))
 
 
@@ -202,7 +192,7 @@ def api_call(
       modelcall api-call --input-folder data/texts --output-folder data/scores \\
         --model-config-path configs/models/m.yaml --prompt-config-path configs/prompts/p.yaml
     """
-    task = _task(_name("api_call", input_folder, output_folder))
+    task = _task("api_call", input_folder, output_folder)
     sys.exit(_code(run_task, task=task, fresh=fresh, job_index=job_index, world_size=world_size))
 
 
@@ -217,19 +207,16 @@ def api_call(
 @_sets("logging.log_dir", "--log-dir", type=path, help="Folder of log files.")
 @click.option("--retry", "again", is_flag=True, help="Asks again for failed rows.")
 @click.option("--no-resume", "fresh", is_flag=True, help="Asks all rows anew.")
-def distillation_generate(input_path: str, folder: str, again: bool, fresh: bool, **_: Any) -> None:
+def distillation_generate(input_path: str, folder: str, again: bool, **_: Any) -> None:
     """Answer the conversations of a JSONL file: NAME.jsonl, and NAME_error.jsonl of failed rows.
 
     \b
       modelcall distillation-generate -i chats.jsonl -o answers -m configs/models/m.yaml
       modelcall distillation-generate -i chats.jsonl -o answers -m configs/models/m.yaml --retry
     """
-    name = _name("response_gen", input_path, folder)
-    step = {"output_path": f"{folder}/{ORIGINS}/{name}"}
-    task = _task(name, task_type="data_distillation", generate_response=step)
+    step = {"output_path": f"{folder}/{ORIGINS}/{stem_of(PurePosixPath(input_path).name)}"}
+    more = {"task_type": "data_distillation", "generate_response": step}
+    task = _task("response_gen", input_path, folder, **more)
     stems = map(stem_of, map(decode_key, task.stages[0].keys.now()))
-    _refuse_others(task, folder, (f"{stem}{end}.jsonl" for stem in stems for end in ("", "_error")))
-    code = _code(run_task, task=task, fresh=fresh)
-    if again:
-        code = _code(retry, task=load(task.spec.path))
-    sys.exit(_export(task, folder, old_names=True, keep_retries=again) or code)
+    names = [f"{stem}{end}.jsonl" for stem in stems for end in ("", "_error")]
+    _leave(task, folder, names, old_names=True, keep_retries=again)

@@ -45,7 +45,8 @@ STEP_FIELDS = (
     OldField("warning", "jsonl_merge.chunk_size", "rows are streamed"),
     OldField("warning", "generate_response.batch_size", _BUFFERS),
     OldField("warning", "generate_response.flush_interval_secs", _BUFFERS),
-    OldField("honoured", "generate_response.retry_mode", _ADOPTS),
+    OldField("changed", "generate_response.retry_mode", _ADOPTS),
+    OldField("changed", "generate_response.output_path", "failed rows stay in their place"),
     OldField("warning", "generate_response.resume_mode", RESUME, (True, None), keeps=True),
 )
 STEP_ALIASES = {

@@ -1,12 +1,8 @@
 """The scorer of `modelcall pipeline`."""
 
-from typing import Any, ClassVar
-
 
 class Length:
     """A point for every hundred characters of `text`, five at most."""
 
-    fields: ClassVar[dict[str, Any]] = {"score": {"type": "number"}}
-
-    def score(self, item: dict[str, Any]) -> dict[str, float]:
+    def score(self, item: dict[str, str]) -> dict[str, float]:
         return {"score": min(5.0, len(item["text"]) / 100)}
