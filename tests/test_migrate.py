@@ -14,7 +14,7 @@ import yaml
 from config_files import MODEL_PATH, Configs, Data, with_fields, write
 from hypothesis import given
 from hypothesis import strategies as st
-from project import Ended, Project
+from project import MODEL_FILE, PROMPT_FILE, Ended, Project, read_rows, write_rows
 
 from modelcall_assets.config.catalog import load_model, load_task, parse_task
 from modelcall_assets.config.datasets import parse_datasets, parse_merge_groups
@@ -423,6 +423,7 @@ def test_a_batch_becomes_a_task_for_each_model(project: Migrating):
     assert project.data("tasks/batch/m.yaml") == {
         "task_name": "stage2_m",
         "task_type": "data_distillation",
+        "description": "Stage 2 in pieces.",
         "generate_response": {
             "response_config_path": "configs/models/m.yaml",
             "input_path": "/mnt/all.jsonl",
@@ -436,9 +437,7 @@ def test_a_batch_becomes_a_task_for_each_model(project: Migrating):
     assert set(told) >= {"data_split.num_chunks", "batch_submit.siflow.priority", "logging.level"}
     assert {treatment for treatment, _ in told.values()} == {"changed"}
     for name in ("m", "n"):
-        assert (
-            f"run: modelcall run-task {project.root}/configs/tasks/batch/{name}.yaml" in ended.out
-        )
+        assert f"{project.root}/configs/tasks/batch/{name}.yaml" in ended.out
     refused = project.migrate(BATCH, to="tasks/batch")
     assert refused.code == 2 and "is there already" in refused.err
     load_task(project.root / "configs/tasks/batch/m.yaml", project.root)
@@ -786,6 +785,111 @@ def test_the_file_and_the_list_are_apart(project: Migrating):
     assert model
     assert "changed: client_config.api_key: " in ended.told
     assert SECRET not in ended.told
+
+
+# What becomes of them runs
+
+
+def migrated(project: Project, old: str | Data, to: str = "tasks/old.yaml") -> Path:
+    """The new file, or the folder of a batch's; `ROOT` in a text is the project's folder."""
+    path = write(project.root / "old.yaml", old)
+    path.write_text(path.read_text().replace("ROOT", str(project.root)))
+    ended = project.run("migrate", path, "--output", f"configs/{to}")
+    assert ended.code == 0, ended
+    return project.root / "configs" / to
+
+
+SCORING = with_fields(
+    yaml.safe_load(TASK),
+    {
+        "data__input_folder": "ROOT/none",
+        "data__output_folder": "ROOT/tagged/{timestamp}",
+        "preprocess__input_folder": "ROOT/data/in",
+        "preprocess__output_folder": "ROOT/clean",
+        "preprocess__filters__min_text_length": 3,
+        "preprocess__field_mapping__text": "text",
+        "data__input_key": "content_truncate_32k",
+        "model__config_path": MODEL_FILE,
+        "prompt__config_path": PROMPT_FILE,
+        "environment": ...,
+    },
+)
+CHATS = [{"messages": [{"role": "user", "content": f"Question {n}?"}]} for n in range(3)]
+
+
+def test_an_old_scoring_task_runs(bare: Project):
+    bare.write_input("a.jsonl", [{"text": "A text of some length.", "title": "t", "body": "b"}])
+    task = migrated(bare, SCORING)
+    assert bare.run("run-task", task).code == 0
+    (row,) = read_rows(bare.root / "tagged/a.parquet")
+    assert row["api_status"] == "success"
+
+
+def test_old_conversion_merge_and_generation_run(distilling: Project):
+    distilling.write_chain()
+    distilling.task_file.unlink()
+    model = {
+        "distillation.response_config_path": MODEL_FILE,
+        "distillation.input_path": "ROOT/merged",
+    }
+    folders = {
+        "distillation.input_dir": "ROOT/data/sets",
+        "distillation.output_dir": "ROOT/chatml/{timestamp}",
+        "distillation.dataset_config_path": "configs/distillation/datasets.yaml",
+        "distillation.selected_datasets": ...,
+    }
+    merge = {
+        "distillation.merge_config_path": "configs/distillation/groups.yaml",
+        "distillation.base_input_dir": "ROOT/chatml",
+        "distillation.base_output_dir": "ROOT/merged",
+        "distillation.merge_groups": ...,
+    }
+    generate = {**model, "distillation.output_path": "ROOT/generated"}
+    for old, changes in (
+        (CHATML_TASK, folders),
+        (MERGE_TASK, merge),
+        (GENERATE_TASK, generate),
+    ):
+        data = with_fields(yaml.safe_load(old), changes)
+        task = migrated(distilling, data, f"tasks/{data['task_name']}.yaml")
+        ended = distilling.run("run-task", task)
+        assert ended.code == 0, ended
+    rows = read_rows(distilling.root / "generated/all.jsonl")
+    assert rows and all(row["response"] for row in rows)
+
+
+def test_the_other_generation_runs(bare: Project):
+    write_rows(bare.root / "chats_error.jsonl", CHATS)
+    changes = {
+        "distillation.model_config": MODEL_FILE,
+        "distillation.input_path": "ROOT/chats_error.jsonl",
+        "distillation.output_path": "ROOT/again",
+    }
+    task = migrated(bare, with_fields(yaml.safe_load(OTHER_GENERATE_TASK), changes))
+    assert bare.run("run-task", task).code == 0
+    assert len(read_rows(bare.root / "again/chats_error.jsonl")) == 3
+
+
+@pytest.mark.parametrize("is_cut", [False, True])
+def test_an_old_batch_runs_and_its_results_are_joined(bare: Project, is_cut: bool):
+    write_rows(bare.root / "all.jsonl", CHATS)
+    assert bare.run("split", "all.jsonl", "--chunks", "2").code == 0
+    changes = {
+        "data_split.input_file": "ROOT/all.jsonl",
+        "execution.auto_split": not is_cut,
+        "batch_submit.output_base_dir": "ROOT/generated",
+        "batch_submit.models": [{"config_path": MODEL_FILE, "alias": "m"}],
+        "environment": ...,
+    }
+    folder = migrated(bare, with_fields(yaml.safe_load(BATCH), changes), "tasks/batch")
+    assert bare.run("run-task", folder / "rehearsal.yaml").code == 0
+    old = with_fields(yaml.safe_load(JOIN), {"merge.output_base_dir": str(bare.root / "generated")})
+    joining = write(
+        bare.root / "join.yaml", with_fields(old, {"merge.models": [{"name": "rehearsal"}]})
+    )
+    (command,) = re.findall("^run: modelcall (.*)$", bare.run("migrate", joining).told, re.M)
+    assert bare.run(*command.split()).code == 0
+    assert len(read_rows(bare.root / "generated/rehearsal_merged.jsonl")) == 3
 
 
 # Whatever the old files hold

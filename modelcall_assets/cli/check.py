@@ -245,7 +245,8 @@ def migrate(old: Path, output: Path | None, force: bool) -> None:
     new = batch or migrate_file(content, old.name)
     files = [(output, new)] if batch is None else []
     for name, data in new.parts.items():
-        files.append((output / name if output else None, migrate_file(data, old.name)))
+        part = replace(migrate_file(data, old.name), old=content)
+        files.append((output / name if output else None, part))
         new.commands.append(f"modelcall run-task {(output or Path()) / name}")
     refuse_existing((target for target, _ in files if target), force)
     for target, part in files:

@@ -36,8 +36,7 @@ def migrate_batch(old: Content, file: str) -> Migration | None:
     for name in leaves(old):
         why = _LEFT_OUT.get(name.partition(".")[0], "it has no effect here")
         new.say("changed", name, f"now {_NOW[name]}" if name in _NOW else f"left out: {why}")
-    named = at(old, _MODELS[kind])
-    models = cast("list[Any]", named) if isinstance(named, list) else []
+    models = cast("list[Any]", named if isinstance(named := at(old, _MODELS[kind]), list) else [])
     keys = [at(model, "config_path" if kind == SUBMITS else "name") for model in models]
     if not keys or not all(isinstance(key, str) for key in keys):
         raise SetupError([Problem(file, _MODELS[kind], "no list of models")])
@@ -62,4 +61,5 @@ def _task(old: Content, model: str) -> Content:
         "concurrency": at(old, "batch_submit.concurrency") or 30,
     }
     task = {"task_name": f"{old.get('task_name')}_{name}", "task_type": "data_distillation"}
+    task |= {"description": old.get("description", "")}
     return {**task, GENERATE: step, **({"environment": {"config_path": env}} if env else {})}

@@ -45,7 +45,6 @@ _DISTILLATION_FILES: Files = (
     ("groups", "jsonl_merge.merge_config_path", parse_merge_groups),
 )
 SUBMITS, JOINS = "batch_distillation_submit", "merge_distillation_results"
-"""Task types of the old system that are no assets."""
 
 
 @dataclass(frozen=True, slots=True)
