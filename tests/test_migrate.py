@@ -828,11 +828,10 @@ def test_an_old_scoring_task_runs(bare: Project):
 def test_old_conversion_merge_and_generation_run(distilling: Project):
     distilling.write_chain()
     distilling.task_file.unlink()
-    model = {
-        "distillation.response_config_path": MODEL_FILE,
-        "distillation.input_path": "ROOT/merged",
-    }
-    folders = {
+    said = [{"from": "human", "value": "h"}, {"from": "gpt", "value": "g"}]
+    distilling.write_dataset("Chats", [{"conversations": said}])
+    distilling.write_dataset("Ins", [{"instruction": "i", "input": "", "output": "o"}])
+    convert = {
         "distillation.input_dir": "ROOT/data/sets",
         "distillation.output_dir": "ROOT/chatml/{timestamp}",
         "distillation.dataset_config_path": "configs/distillation/datasets.yaml",
@@ -844,18 +843,19 @@ def test_old_conversion_merge_and_generation_run(distilling: Project):
         "distillation.base_output_dir": "ROOT/merged",
         "distillation.merge_groups": ...,
     }
-    generate = {**model, "distillation.output_path": "ROOT/generated"}
-    for old, changes in (
-        (CHATML_TASK, folders),
-        (MERGE_TASK, merge),
-        (GENERATE_TASK, generate),
-    ):
+    generate = {
+        "distillation.response_config_path": MODEL_FILE,
+        "distillation.input_path": "ROOT/merged",
+        "distillation.output_path": "ROOT/generated",
+    }
+    steps = ((CHATML_TASK, convert), (MERGE_TASK, merge), (GENERATE_TASK, generate))
+    for old, changes in steps:
         data = with_fields(yaml.safe_load(old), changes)
         task = migrated(distilling, data, f"tasks/{data['task_name']}.yaml")
         ended = distilling.run("run-task", task)
         assert ended.code == 0, ended
     rows = read_rows(distilling.root / "generated/all.jsonl")
-    assert rows and all(row["response"] for row in rows)
+    assert len(rows) == 2 and all(row["response"] for row in rows)
 
 
 def test_the_other_generation_runs(bare: Project):
@@ -883,10 +883,9 @@ def test_an_old_batch_runs_and_its_results_are_joined(bare: Project, is_cut: boo
     }
     folder = migrated(bare, with_fields(yaml.safe_load(BATCH), changes), "tasks/batch")
     assert bare.run("run-task", folder / "rehearsal.yaml").code == 0
-    old = with_fields(yaml.safe_load(JOIN), {"merge.output_base_dir": str(bare.root / "generated")})
-    joining = write(
-        bare.root / "join.yaml", with_fields(old, {"merge.models": [{"name": "rehearsal"}]})
-    )
+    where = {"merge.output_base_dir": str(bare.root / "generated")}
+    where["merge.models"] = [{"name": "rehearsal"}]
+    joining = write(bare.root / "join.yaml", with_fields(yaml.safe_load(JOIN), where))
     (command,) = re.findall("^run: modelcall (.*)$", bare.run("migrate", joining).told, re.M)
     assert bare.run(*command.split()).code == 0
     assert len(read_rows(bare.root / "generated/rehearsal_merged.jsonl")) == 3

@@ -3,11 +3,15 @@ that it left there, by a task that it writes."""
 
 from __future__ import annotations
 
+import re
+import shlex
 from pathlib import Path
 
 import pytest
+import yaml
 from config_files import with_fields
 from packs import repomix_xml
+from pages import ROOT
 from project import (
     MODEL_FILE,
     PREPROCESS,
@@ -16,11 +20,13 @@ from project import (
     A,
     B,
     C,
+    Ended,
     Project,
     read_rows,
     write_rows,
 )
 
+from modelcall_assets.cli.main import modelcall
 from modelcall_assets.rehearsal import RehearsalServer
 
 ROWS_ONLY = with_fields(RATING, {"model": ..., "prompt": ..., "preprocess": PREPROCESS})
@@ -196,11 +202,14 @@ def test_preprocess_leaves_its_files(old: Project):
     assert "not needed here: --seed (nothing in preprocessing is random)" in ended.out
 
 
+def write_pack(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    (folder / "me_it_abc123.xml").write_bytes(repomix_xml({"a.py": "x = 1"}))
+
+
 def test_preprocess_takes_the_languages_of_repositories(old: Project):
     for language in ("Go", "Python", "Rust"):
-        path = old.root / f"packs/{language}/me_it_abc123.xml"
-        path.parent.mkdir(parents=True)
-        path.write_bytes(repomix_xml({"a.py": "x = 1"}))
+        write_pack(old.root / "packs" / language)
     options = ("--raw_path", "packs", "--output_dir", "clean", "--languages", "Python", "Go")
     assert old.run("preprocess", "repomix", *options, "--num_proc", "1").code == 0
     assert visible(old.root / "clean") == ["Go.parquet", "Python.parquet"]
@@ -214,3 +223,39 @@ def test_outside_of_a_project_the_folder_becomes_one(
     write_rows(tmp_path / "in.jsonl", ROWS)
     assert project.run("pipeline", "in.jsonl", "out.jsonl").code == 0
     assert len(read_rows(tmp_path / "out.jsonl")) == 3
+
+
+# The table of docs/migration.md
+
+NOT_YET = ["create-task", "init", "logs", "monitor", "status", "stop", "tasks", "--detach"]
+"""What the table names and other branches bring: emptied where they are merged."""
+SUBMITTED = {
+    "task_name": "batch",
+    "task_type": "batch_distillation_submit",
+    "data_split": {"input_file": "./chats.jsonl"},
+    "batch_submit": {"output_base_dir": "./generated", "models": [{"config_path": MODEL_FILE}]},
+}
+
+
+def test_each_row_of_the_table_of_old_commands_runs(project: Project):
+    page = (
+        (ROOT / "docs/migration.md").read_text().partition("## Commands")[2].partition("\n## ")[0]
+    )
+    commands = re.findall(r"^\|.*\| `modelcall (.*)` \|$", page, re.M)
+    assert len(commands) == len(re.findall(r"^\| .*\|$", page, re.M)) - 2
+    write_rows(project.root / "in.jsonl", ROWS)
+    write_rows(project.root / "code/a.jsonl", ROWS)
+    write_rows(project.root / "triplets/pt_data_Go_part01.jsonl", ROWS)
+    write_rows(project.root / "chats.jsonl", CHATS)
+    for language in ("Go", "Python"):
+        write_pack(project.root / "packs" / language)
+    (project.root / "old").mkdir()
+    (project.root / "old/batch.yaml").write_text(yaml.safe_dump(SUBMITTED))
+    failed = list[Ended]()
+    for command in map(shlex.split, commands):
+        if missing := [name for name in NOT_YET if name in command]:
+            is_there = missing[0] in modelcall.commands
+            assert not is_there and missing[0] not in project.run(command[0], "--help").out
+        elif (ended := project.run(*command)).code:
+            failed.append(ended)
+    assert failed == []
