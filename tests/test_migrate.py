@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 import yaml
-from config_files import MODEL_PATH, Configs, Data, write
+from config_files import MODEL_PATH, Configs, Data, with_fields, write
 from hypothesis import given
 from hypothesis import strategies as st
-from project import Ended, Project
+from project import MODEL_FILE, PROMPT_FILE, Ended, Project, read_rows, write_rows
 
 from modelcall_assets.config.catalog import load_model, load_task, parse_task
 from modelcall_assets.config.datasets import parse_datasets, parse_merge_groups
@@ -151,6 +151,31 @@ distillation:
   flush_interval: 2.0
   retry_mode: false
   resume: true
+"""
+BATCH = """\
+task_name: stage2
+task_type: batch_distillation_submit
+description: Stage 2 in pieces.
+data_split: {input_file: /mnt/all.jsonl, num_chunks: 100}
+batch_submit:
+  output_base_dir: /mnt/generated
+  name_prefix: distill
+  concurrency: 40
+  batch_size: 30
+  siflow: {count_per_pod: 10, resource_pool: eval-cpu, priority: medium, guarantee: false}
+  models:
+    - {config_path: configs/models/m.yaml, alias: m}
+    - {config_path: configs/models/n.yaml, alias: n}
+execution: {dry_run: false, auto_split: true}
+environment: {env_file: env/store.env, project_root: ., conda_env: base}
+post_processing: {auto_merge: false, merge_errors: true}
+logging: {level: INFO, log_dir: logs, show_progress: true}
+"""
+JOIN = """\
+task_name: join_stage2
+task_type: merge_distillation_results
+description: The pieces of each model in one file.
+merge: {output_base_dir: /mnt/generated, merge_errors: true, models: [{name: m}]}
 """
 SETS = """\
 # Two sets.
@@ -292,7 +317,8 @@ def test_every_field_of_a_task_is_told_once(project: Migrating):
     changed = {name for name, (treatment, _) in told.items() if treatment == "changed"}
     assert {"data.stat_folder", "concurrency.chunk_size", "logging.level"} <= changed
     assert told["concurrency.max_concurrent_requests"] == ("honoured", "")
-    for name in ("retry.max_retries", "preprocess.num_proc", "debug.max_files"):
+    others = ("data.prompt_format_key", "preprocess.max_tokens", "distributed.world_size")
+    for name in ("retry.max_retries", "preprocess.num_proc", "debug.max_files", *others):
         assert told[name][0] == "changed", "it means something else than it did"
     assert "-1 means no limit" in told["debug.max_files"][1]
 
@@ -377,23 +403,73 @@ def test_a_missing_field_has_its_todo_too(project: Migrating):
     assert "# TODO task_name: missing" in text.splitlines()[-1]
 
 
-@pytest.mark.parametrize(
-    ("task_type", "advice"),
-    [
-        ("batch_distillation_submit", "`modelcall split`"),
-        ("merge_distillation_results", "`modelcall join`"),
-        ("something_else", "unknown task type"),
-    ],
-)
-def test_other_task_types_write_nothing(project: Migrating, task_type: str, advice: str):
-    data = {"task_name": "d", "task_type": task_type, "merge": {"output_base_dir": "x"}}
+def test_an_unknown_task_type_writes_nothing(project: Migrating):
+    data = {"task_name": "d", "task_type": "something_else"}
     ended = project.migrate(data, to="tasks/d.yaml")
     assert ended.code == 1
     treatment, reason = lines(ended)["task_type"]
     assert treatment == "refused"
-    assert advice in reason
+    assert "unknown task type" in reason
     assert "nothing is written" in ended.told
     assert not (project.root / "configs/tasks/d.yaml").exists()
+
+
+# Batches
+
+
+def test_a_batch_becomes_a_task_for_each_model(project: Migrating):
+    ended = project.migrate(BATCH, to="tasks/batch")
+    assert ended.code == 0, ended
+    assert project.data("tasks/batch/m.yaml") == {
+        "task_name": "stage2_m",
+        "task_type": "data_distillation",
+        "description": "Stage 2 in pieces.",
+        "generate_response": {
+            "response_config_path": "configs/models/m.yaml",
+            "input_path": "/mnt/all.jsonl",
+            "output_path": "/mnt/generated/m",
+            "concurrency": 40,
+        },
+        "environment": {"config_path": "env/store.env"},
+    }
+    assert project.data("tasks/batch/n.yaml")["task_name"] == "stage2_n"
+    told = lines(ended)
+    assert set(told) >= {"data_split.num_chunks", "batch_submit.siflow.priority", "logging.level"}
+    assert {treatment for treatment, _ in told.values()} == {"changed"}
+    for name in ("m", "n"):
+        assert f"{project.root}/configs/tasks/batch/{name}.yaml" in ended.out
+    refused = project.migrate(BATCH, to="tasks/batch")
+    assert refused.code == 2 and "is there already" in refused.err
+    load_task(project.root / "configs/tasks/batch/m.yaml", project.root)
+
+
+def test_a_batch_whose_pieces_are_cut_reads_these(project: Migrating):
+    old = with_fields(yaml.safe_load(BATCH), {"execution__auto_split": False})
+    project.migrate(old, to="tasks/batch")
+    assert project.data("tasks/batch/m.yaml")["generate_response"]["input_path"] == "/mnt/all"
+
+
+def test_a_batch_on_standard_output(project: Migrating):
+    ended = run(project.write("old/batch.yaml", BATCH))
+    assert ended.code == 0
+    tasks = [each for each in yaml.safe_load_all(ended.out) if each]
+    assert [each["task_name"] for each in tasks] == ["stage2_m", "stage2_n"]
+
+
+def test_a_batch_without_models_and_one_with_a_mistake(project: Migrating):
+    old = yaml.safe_load(BATCH)
+    ended = project.migrate(with_fields(old, {"batch_submit__models": []}), to="tasks/b")
+    assert ended.code == 2 and "batch_submit.models: no list of models" in ended.err
+    ended = project.migrate(with_fields(old, {"batch_submit__concurrency": -1}), to="tasks/b")
+    assert ended.code == 1
+    assert lines(ended)["generate_response.concurrency"][0] == "refused"
+
+
+def test_joining_results_becomes_commands(project: Migrating):
+    ended = project.migrate(JOIN, to="tasks/join")
+    assert ended.code == 0, ended
+    assert "run: modelcall join /mnt/generated/m\n" in ended.out
+    assert not (project.root / "configs/tasks/join").exists()
 
 
 def test_a_file_of_no_kind_is_refused(project: Migrating):
@@ -444,6 +520,8 @@ def test_both_key_sets_of_generate_response(project: Migrating):
     assert "modelcall retry" in told["distillation.retry_mode"][1]
     assert "run-task --fresh" in told["distillation.resume_mode"][1]
     assert told["distillation.concurrency"] == ("honoured", "")
+    for name in ("retry_mode", "output_path"):
+        assert told[f"distillation.{name}"][0] == "changed", "it means something else than it did"
     treatment, reason = told["distillation.input_path"]
     assert treatment == "changed" and "prompt_mode: first_message" in reason
     assert project.data("tasks/second.yaml")["distillation"] == {
@@ -707,6 +785,110 @@ def test_the_file_and_the_list_are_apart(project: Migrating):
     assert model
     assert "changed: client_config.api_key: " in ended.told
     assert SECRET not in ended.told
+
+
+# What becomes of them runs
+
+
+def migrated(project: Project, old: str | Data, to: str = "tasks/old.yaml") -> Path:
+    """The new file, or the folder of a batch's; `ROOT` in a text is the project's folder."""
+    path = write(project.root / "old.yaml", old)
+    path.write_text(path.read_text().replace("ROOT", str(project.root)))
+    ended = project.run("migrate", path, "--output", f"configs/{to}")
+    assert ended.code == 0, ended
+    return project.root / "configs" / to
+
+
+SCORING = with_fields(
+    yaml.safe_load(TASK),
+    {
+        "data__input_folder": "ROOT/none",
+        "data__output_folder": "ROOT/tagged/{timestamp}",
+        "preprocess__input_folder": "ROOT/data/in",
+        "preprocess__output_folder": "ROOT/clean",
+        "preprocess__filters__min_text_length": 3,
+        "preprocess__field_mapping__text": "text",
+        "data__input_key": "content_truncate_32k",
+        "model__config_path": MODEL_FILE,
+        "prompt__config_path": PROMPT_FILE,
+        "environment": ...,
+    },
+)
+CHATS = [{"messages": [{"role": "user", "content": f"Question {n}?"}]} for n in range(3)]
+
+
+def test_an_old_scoring_task_runs(bare: Project):
+    bare.write_input("a.jsonl", [{"text": "A text of some length.", "title": "t", "body": "b"}])
+    task = migrated(bare, SCORING)
+    assert bare.run("run-task", task).code == 0
+    (row,) = read_rows(bare.root / "tagged/a.parquet")
+    assert row["api_status"] == "success"
+
+
+def test_old_conversion_merge_and_generation_run(distilling: Project):
+    distilling.write_chain()
+    distilling.task_file.unlink()
+    said = [{"from": "human", "value": "h"}, {"from": "gpt", "value": "g"}]
+    distilling.write_dataset("Chats", [{"conversations": said}])
+    distilling.write_dataset("Ins", [{"instruction": "i", "input": "", "output": "o"}])
+    convert = {
+        "distillation.input_dir": "ROOT/data/sets",
+        "distillation.output_dir": "ROOT/chatml/{timestamp}",
+        "distillation.dataset_config_path": "configs/distillation/datasets.yaml",
+        "distillation.selected_datasets": ...,
+    }
+    merge = {
+        "distillation.merge_config_path": "configs/distillation/groups.yaml",
+        "distillation.base_input_dir": "ROOT/chatml",
+        "distillation.base_output_dir": "ROOT/merged",
+        "distillation.merge_groups": ...,
+    }
+    generate = {
+        "distillation.response_config_path": MODEL_FILE,
+        "distillation.input_path": "ROOT/merged",
+        "distillation.output_path": "ROOT/generated",
+    }
+    steps = ((CHATML_TASK, convert), (MERGE_TASK, merge), (GENERATE_TASK, generate))
+    for old, changes in steps:
+        data = with_fields(yaml.safe_load(old), changes)
+        task = migrated(distilling, data, f"tasks/{data['task_name']}.yaml")
+        ended = distilling.run("run-task", task)
+        assert ended.code == 0, ended
+    rows = read_rows(distilling.root / "generated/all.jsonl")
+    assert len(rows) == 2 and all(row["response"] for row in rows)
+
+
+def test_the_other_generation_runs(bare: Project):
+    write_rows(bare.root / "chats_error.jsonl", CHATS)
+    changes = {
+        "distillation.model_config": MODEL_FILE,
+        "distillation.input_path": "ROOT/chats_error.jsonl",
+        "distillation.output_path": "ROOT/again",
+    }
+    task = migrated(bare, with_fields(yaml.safe_load(OTHER_GENERATE_TASK), changes))
+    assert bare.run("run-task", task).code == 0
+    assert len(read_rows(bare.root / "again/chats_error.jsonl")) == 3
+
+
+@pytest.mark.parametrize("is_cut", [False, True])
+def test_an_old_batch_runs_and_its_results_are_joined(bare: Project, is_cut: bool):
+    write_rows(bare.root / "all.jsonl", CHATS)
+    assert bare.run("split", "all.jsonl", "--chunks", "2").code == 0
+    changes = {
+        "data_split.input_file": "ROOT/all.jsonl",
+        "execution.auto_split": not is_cut,
+        "batch_submit.output_base_dir": "ROOT/generated",
+        "batch_submit.models": [{"config_path": MODEL_FILE, "alias": "m"}],
+        "environment": ...,
+    }
+    folder = migrated(bare, with_fields(yaml.safe_load(BATCH), changes), "tasks/batch")
+    assert bare.run("run-task", folder / "rehearsal.yaml").code == 0
+    where = {"merge.output_base_dir": str(bare.root / "generated")}
+    where["merge.models"] = [{"name": "rehearsal"}]
+    joining = write(bare.root / "join.yaml", with_fields(yaml.safe_load(JOIN), where))
+    (command,) = re.findall("^run: modelcall (.*)$", bare.run("migrate", joining).told, re.M)
+    assert bare.run(*command.split()).code == 0
+    assert len(read_rows(bare.root / "generated/rehearsal_merged.jsonl")) == 3
 
 
 # Whatever the old files hold

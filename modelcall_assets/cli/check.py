@@ -12,10 +12,11 @@ from typing import Any
 import click
 import yaml
 
-from modelcall_assets.cli.options import EXISTING_FILE, NEW_FILE, force_option, refuse_existing
+from modelcall_assets.cli.options import EXISTING_FILE, force_option, refuse_existing
 from modelcall_assets.cli.plan import prepared_rows
 from modelcall_assets.cli.terminal import echo, echo_data
 from modelcall_assets.config import Content, Parse
+from modelcall_assets.config.batches import migrate_batch
 from modelcall_assets.config.catalog import (
     SUFFIXES,
     Catalog,
@@ -219,13 +220,16 @@ _OTHER_BREAKS = re.compile("[\x85\u2028\u2029\ufeff]")
 @click.command()
 @click.argument("old", type=EXISTING_FILE)
 @click.option(
-    "--output", type=NEW_FILE, help="Where to write the new file; default: standard output."
+    "--output",
+    type=click.Path(path_type=Path),
+    help="Where to write the new file; default: standard output. Of a batch a folder.",
 )
 @force_option
 def migrate(old: Path, output: Path | None, force: bool) -> None:
     """Rewrite OLD.yaml, a config file of the old system, for this project.
 
-    Takes files of tasks, models, prompts, data sets and merge groups.
+    Takes files of tasks, models, prompts, data sets and merge groups. A file that submits a batch
+    becomes a task for each of its models, in a folder; one that joins results the commands for it.
 
     Lists what is honoured, changed and refused. Exits with 1 when something was refused: a TODO
     stands at its place in the new file. API keys are replaced by references and never shown;
@@ -234,17 +238,26 @@ def migrate(old: Path, output: Path | None, force: bool) -> None:
     \b
       modelcall migrate old/my_task.yaml --output configs/tasks/my_task.yaml
     """
-    if output and output.suffix not in SUFFIXES:
+    content = load_yaml(old)
+    batch = migrate_batch(content, old.name)
+    if output and batch is None and output.suffix not in SUFFIXES:
         raise click.BadParameter("the new file is YAML: name it .yaml", param_hint="--output")
-    refuse_existing([output] if output else [], force)
-    new = migrate_file(load_yaml(old), old.name)
-    if new.data is not None:
-        text = _text_of(new, old)
-        if output:
-            output.parent.mkdir(parents=True, exist_ok=True)
-            output.write_text(text, "utf-8")
+    new = batch or migrate_file(content, old.name)
+    files = [(output, new)] if batch is None else []
+    for name, data in new.parts.items():
+        part = replace(migrate_file(data, old.name), old=content)
+        files.append((output / name if output else None, part))
+        new.commands.append(f"modelcall run-task {(output or Path()) / name}")
+    refuse_existing((target for target, _ in files if target), force)
+    for target, part in files:
+        text = _text_of(part, old) if part.data is not None else ""
+        if target and text:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(text, "utf-8")
         else:
-            echo_data(text)
+            echo_data("---\n" * (part is not new) + text)
+        for name, reason in part.of("refused").items() if part is not new else ():
+            new.say("refused", name, reason)
     for line in _treated(new):
         echo(line, err=output is None)
     if new.of("refused"):
@@ -257,7 +270,8 @@ def _treated(new: Migration) -> Iterable[str]:
         for name, reason in new.of(treatment).items():
             yield f"{treatment}: {name}" + (f": {reason}" if reason else "")
     yield ", ".join(f"{len(new.of(treatment))} {treatment}" for treatment in TREATMENTS)
-    if new.data is None:
+    yield from (f"run: {command}" for command in new.commands)
+    if new.data is None and not new.commands:
         yield "nothing is written"
     elif new.of("refused"):
         yield "look for TODO in the new file, then run `modelcall check` on it"

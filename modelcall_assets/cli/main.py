@@ -11,6 +11,7 @@ from modelcall_assets.cli.check import check, migrate
 from modelcall_assets.cli.compare import compare_results
 from modelcall_assets.cli.export import export
 from modelcall_assets.cli.failures import failures
+from modelcall_assets.cli.one_off import api_call, distillation_generate, pipeline, preprocess
 from modelcall_assets.cli.pieces import join, split
 from modelcall_assets.cli.plan import plan
 from modelcall_assets.cli.publish import publish
@@ -28,6 +29,7 @@ from modelcall_assets.errors import ModelcallError, SetupError
         *(failures, retry, report, compare_results, agreement, export, publish),
         *(register, verify, clean),
         *(split, join, migrate, adopt),
+        *(pipeline, preprocess, api_call, distillation_generate),
     ],
     context_settings={
         # Every command and option can be written with underscores too.

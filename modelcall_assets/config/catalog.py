@@ -44,11 +44,7 @@ _DISTILLATION_FILES: Files = (
     ("datasets", "chatml_conversion.dataset_config_path", parse_datasets),
     ("groups", "jsonl_merge.merge_config_path", parse_merge_groups),
 )
-_COMMANDS = {
-    "batch_distillation_submit": "`modelcall split`, then one generate_response task for the parts",
-    "merge_distillation_results": "`modelcall join`",
-}
-"""Task types of the old system that are no assets, and what to use instead."""
+SUBMITS, JOINS = "batch_distillation_submit", "merge_distillation_results"
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +102,8 @@ def parse_task(
     kind = data.get("task_type", TASK_TYPE)
     if kind in DISTILLATION_TYPES:
         return parse_distillation(data, file)
-    if isinstance(kind, str) and kind in _COMMANDS:
-        fix = f"use {_COMMANDS[kind]}"
+    if kind in (SUBMITS, JOINS):
+        fix = "`modelcall migrate` makes tasks of it, or says which commands to use"
         return None, [Problem(file, "task_type", f"{kind} is no task here", fix=fix)]
     return parse_scoring(data, file, has_data_root)
 

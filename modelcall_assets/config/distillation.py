@@ -45,7 +45,8 @@ STEP_FIELDS = (
     OldField("warning", "jsonl_merge.chunk_size", "rows are streamed"),
     OldField("warning", "generate_response.batch_size", _BUFFERS),
     OldField("warning", "generate_response.flush_interval_secs", _BUFFERS),
-    OldField("honoured", "generate_response.retry_mode", _ADOPTS),
+    OldField("changed", "generate_response.retry_mode", _ADOPTS),
+    OldField("changed", "generate_response.output_path", "failed rows stay in their place"),
     OldField("warning", "generate_response.resume_mode", RESUME, (True, None), keeps=True),
 )
 STEP_ALIASES = {
@@ -106,10 +107,10 @@ class DistillationTask(TaskFile):
         return {step.stage: step.output for step in self.steps.values()}
 
     @property
-    def state_stage(self) -> str:
-        """The last one, but for a judge, which may come later: the state lies in its folder."""
+    def state_folder(self) -> str:
+        """That of the last step, but for a judge, which may come later."""
         steps = [*self.steps.values()]
-        return (self.generate_response or steps[-1]).stage
+        return (self.generate_response or steps[-1]).output
 
     @property
     def inputs(self) -> dict[str, str]:

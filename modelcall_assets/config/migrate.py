@@ -39,12 +39,11 @@ from modelcall_assets.config.distillation import (
 )
 from modelcall_assets.config.endpoint import ClientConfig, holds_literal_secret
 from modelcall_assets.config.model import MODEL_FIELDS, parse_model
-from modelcall_assets.config.places import PLACEHOLDERS, STORAGE_FILE, was_in_object_store
+from modelcall_assets.config.places import FOLDERS, PLACEHOLDERS, STORAGE_FILE, was_in_object_store
 from modelcall_assets.config.prompt import OutputConfig, PromptConfig, is_number, parse_prompt
 from modelcall_assets.config.steps import ChatmlStep, MergeStep, ResponsesStep
 from modelcall_assets.config.task import (
     DISTILLATION_TYPES,
-    FOLDERS,
     TASK_FIELDS,
     TASK_TYPE,
     ScoringTask,
@@ -66,12 +65,15 @@ _REPLACED = [("client_config", name) for name in ("api_key", "base_url", "header
 
 @dataclass
 class Migration:
-    """The new file: its data, none if it cannot be written; hints become comments at a field."""
+    """The new file: its data, none if it cannot be written; hints become comments at a field. Or
+    the `parts` of a batch, files by their names, and the commands that take its place."""
 
     old: Content
     data: Content | None
     lines: dict[str, tuple[Treatment, str]]
     hints: dict[str, str] = field(default_factory=dict[str, str])
+    parts: dict[str, Content] = field(default_factory=dict[str, Content])
+    commands: list[str] = field(default_factory=list[str])
 
     def say(self, treatment: Treatment, name: str, reason: str) -> None:
         """Adds to the one line of a field; the gravest treatment stands."""
@@ -87,7 +89,7 @@ def migrate_file(old: Content, file: str) -> Migration:
     """The file in this project's form. Secrets are in neither the data nor the lines."""
     data, keys = deepcopy(old), old.keys()
     parse: Parse = parse_task
-    new = Migration(old, data, dict.fromkeys(_leaves(old), ("honoured", "")))
+    new = Migration(old, data, dict.fromkeys(leaves(old), ("honoured", "")))
     if keys & _MODEL_KEYS:
         parse, data = parse_model, _without_secrets(_model(data, new), (), _stem(file), new)
     elif keys & PromptConfig.model_fields.keys():
@@ -116,10 +118,10 @@ def migrate_file(old: Content, file: str) -> Migration:
     return new
 
 
-def _leaves(data: Content, prefix: str = "") -> Iterator[str]:
+def leaves(data: Content, prefix: str = "") -> Iterator[str]:
     for name, value in data.items():
         below = cast("Content", value) if isinstance(value, dict) else {}
-        yield from _leaves(below, f"{prefix}{name}.") if below else [f"{prefix}{name}"]
+        yield from leaves(below, f"{prefix}{name}.") if below else [f"{prefix}{name}"]
 
 
 def _leave_out(
@@ -255,7 +257,7 @@ def _second_generation(data: Content, new: Migration) -> Content:
     others = ((name, value) for name, value in data.items() if name not in client)
     rest = {name: value for name, value in others if value not in (None, params)}
     new.say("changed", "model_name", "now chat_config.model")
-    for name in _leaves(params):
+    for name in leaves(params):
         new.say("changed", f"completions_params.{name}", f"now chat_config.{name}")
     return {"client_config": client, "chat_config": chat, **rest}
 

@@ -17,6 +17,7 @@ from modelcall_assets.config import (
     Content,
     Parsed,
     Text,
+    at,
     errors_in,
     mistake,
     must,
@@ -35,6 +36,10 @@ from modelcall_assets.records.secrets import (
 )
 
 STORAGE_FILE = "configs/storage.yaml"
+FOLDERS = (
+    *("data.input_folder", "data.output_folder"),
+    *("preprocess.input_folder", "preprocess.output_folder"),
+)
 MOST_NAME = 255
 """Bytes of a file's or folder's name, in every file system of today."""
 _PLACEHOLDER = re.compile(r"(?<!\$)\{([^}]*)\}")
@@ -91,6 +96,19 @@ def is_relative(place: str) -> bool:
 def was_in_object_store(text: str) -> bool:
     """Whether the old system silently put this relative path into its object store."""
     return is_relative(text) and not text.startswith("$")
+
+
+def moved_paths(data: Content, file: str) -> Iterator[Problem]:
+    """Relative paths that mean another place than they did in the old system."""
+    for field in FOLDERS:
+        text = at(data, field)
+        if isinstance(text, str) and was_in_object_store(text):
+            place = text.replace("{task_name}", str(data.get("task_name")))
+            wrong = f"now means {place} below the project root; the old system read this relative "
+            wrong += "path from its object store"
+            fix = f"write ./{text} if that is meant, else the full tos:// path, or name the place "
+            fix += f"of all such folders as data_root in {STORAGE_FILE}"
+            yield Problem(file, field, wrong, fix=fix, severity="warning")
 
 
 def is_file(path: Path | str) -> bool:

@@ -99,7 +99,7 @@ class TaskSpec:
         """Raw replies and the state of the stages."""
         if self.task.journal_folder:
             return self.resolved(self.task.journal_folder)
-        return f"{self.folder(self.task.state_stage)}/.modelcall"
+        return f"{self.resolved(self.task.state_folder)}/.modelcall"
 
     def resolved(self, text: str) -> str:
         return resolve(text, self.root, self.env, self.name, self.data_root)

@@ -25,16 +25,12 @@ from modelcall_assets.config import (
     validate,
 )
 from modelcall_assets.config.agreement import Agreement
-from modelcall_assets.config.places import STORAGE_FILE, Folder, was_in_object_store
+from modelcall_assets.config.places import Folder, moved_paths
 from modelcall_assets.config.preprocess import Preprocess, unused_fields
 from modelcall_assets.errors import Problem, did_you_mean
 
 TASK_TYPE = "data_scoring"
 DISTILLATION_TYPES = ("data_distillation", "evaluation", "generate_response")
-FOLDERS = (
-    *("data.input_folder", "data.output_folder"),
-    *("preprocess.input_folder", "preprocess.output_folder"),
-)
 RESUME = "every run resumes; to ask again for everything, use `modelcall run-task --fresh`"
 _LOGS = "Dagster keeps the log of every run"
 _STATS = "partition status replaces the stat files; preprocess.stat_folder writes those still"
@@ -62,6 +58,12 @@ TASK_FIELDS = (
     OldField("honoured", "task_type", "missing means data_scoring; a misspelt one is an error"),
     OldField("honoured", "debug.max_files", "-1 means no limit; 0 is an error"),
     OldField("honoured", "debug.max_items_per_file", "-1 means no limit; 0 is an error"),
+    OldField("changed", "data.input_folder", "sub-folders are read too"),
+    OldField("changed", "data.output_folder", "failed rows stay in their place"),
+    OldField("changed", "data.prompt_format_key", "gets the column of data.input_key, always"),
+    OldField("changed", "preprocess.max_tokens", "exact, for texts of up to 20,000 characters too"),
+    OldField("changed", "distributed.world_size", "a job without --job-index takes all files"),
+    OldField("changed", "retry.enable_format_validation_retry", "the model is told what was wrong"),
     OldField("changed", "retry.max_retries", "was never read; overrides the model file"),
     OldField("changed", "preprocess.num_files", "for every script type; debug.max_files wins"),
     OldField("changed", "preprocess.num_proc", "processes within one file; at most one a core"),
@@ -222,7 +224,7 @@ class Data(Block):
     input_folder: Folder
     """Folder of JSONL, Parquet and Arrow files: a path, or the URI of a store such as s3://."""
     output_folder: Folder
-    """Folder of the scores."""
+    """Folder of the scores; of a task that only preprocesses, of its rows."""
     input_key: Text = "text"
     """Column that holds the text to score."""
     prompt_format_key: Text = Field(default_factory=lambda block: block["input_key"])
@@ -243,7 +245,7 @@ def _scoring(task_type: str) -> str:
 
 
 class ScoringTask(TaskFile):
-    """Scores every row of a folder with a model and a prompt."""
+    """Scores every row of a folder with a model and a prompt, or only preprocesses them."""
 
     task_type: Annotated[str, AfterValidator(_scoring)] = TASK_TYPE
     """Kind of task; this one is `data_scoring`."""
@@ -251,16 +253,14 @@ class ScoringTask(TaskFile):
     """Where rows come from and where scores go."""
     preprocess: Preprocess = Preprocess()
     model: ConfigPath | None = None
-    """The model file; required unless there is a `scorer`."""
+    """The model file; required unless there is a `scorer`, or the task only preprocesses."""
     prompt: ConfigPath | None = None
-    """The prompt file; required unless there is a `scorer`."""
+    """The prompt file; goes with `model`."""
     scorer: Text | None = None
     """Instead of a model: `module:name` of an object or class with `score(item) -> dict`."""
 
     old_fields = TASK_FIELDS
     input_field: ClassVar[str] = "data.input_folder"
-    state_stage: ClassVar[str] = "scores"
-    """The state lies in its folder."""
 
     @property
     def reads(self) -> Data:
@@ -274,9 +274,20 @@ class ScoringTask(TaskFile):
         return self.preprocess if self.preprocess.enabled else Preprocess()
 
     @property
+    def rates(self) -> bool:
+        """Else it only preprocesses."""
+        return (self.model or self.prompt or self.scorer) is not None
+
+    @property
     def stage_folders(self) -> dict[str, str | None]:
         first = {"preprocessed": self.preprocess.output_folder} if self.preprocess.enabled else {}
+        if not self.rates:
+            return {name: folder or self.data.output_folder for name, folder in first.items()}
         return {**first, "scores": self.data.output_folder}
+
+    @property
+    def state_folder(self) -> str:
+        return self.data.output_folder
 
     @property
     def input_folder(self) -> str:
@@ -314,15 +325,17 @@ def parse_scoring(data: Content, file: str, has_data_root: bool) -> Parsed[Scori
     problems += _rater_problems(data, file)
     if is_old(data, TASK_FIELDS) and not has_data_root and data.get("data_root") is None:
         refused = {problem.field for problem in problems}
-        problems += (p for p in _moved_paths(data, file) if p.field not in refused)
+        problems += (p for p in moved_paths(data, file) if p.field not in refused)
     if task is not None:
         problems += unused_fields(task.preprocess, file)
     return (None if errors_in(problems) else task), problems
 
 
 def _rater_problems(data: Content, file: str) -> Iterator[Problem]:
-    """A task rates with a model and a prompt, or with a scorer."""
+    """A task rates with a model and a prompt, or with a scorer, or only preprocesses."""
     has_scorer = data.get("scorer") is not None
+    if at(data, "preprocess.enabled") is True and not {"model", "prompt"} & data.keys():
+        return
     for name in ("model", "prompt"):
         if (given := data.get(name) is not None) and has_scorer:
             fix = f"remove {name} or scorer"
@@ -330,20 +343,3 @@ def _rater_problems(data: Content, file: str) -> Iterator[Problem]:
         elif not given and not has_scorer:
             fix = "add it, or a scorer that needs no model"
             yield Problem(file, name, "missing", f"{name}.config_path", fix=fix)
-
-
-def _moved_paths(data: Content, file: str) -> Iterator[Problem]:
-    """Relative paths that mean another place than they did in the old system."""
-    for field in FOLDERS:
-        text = at(data, field)
-        if isinstance(text, str) and was_in_object_store(text):
-            place = text.replace("{task_name}", str(data.get("task_name")))
-            wrong = (
-                f"now means {place} below the project root; the old system read this relative path "
-                "from its object store"
-            )
-            fix = (
-                f"write ./{text} if that is meant, else the full tos:// path, or name the place of "
-                f"all such folders as data_root in {STORAGE_FILE}"
-            )
-            yield Problem(file, field, wrong, fix=fix, severity="warning")

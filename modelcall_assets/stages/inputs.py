@@ -144,6 +144,12 @@ class OneInput(FolderInputs):
     all_keys = Inputs.all_keys
 
 
+def data_files(task: Task, suffix: str | None = ".parquet", pattern: str = "*") -> FolderInputs:
+    """Of the task's input folder, or its one input file."""
+    kind = OneInput if task.spec.has_one_input else FolderInputs
+    return kind(task, suffix, pattern)
+
+
 @dataclass(frozen=True)
 class GroupedInputs(Inputs):
     """Files of any kind, as a preprocessor puts them together."""

@@ -25,7 +25,7 @@ from modelcall_assets.records import decode_key
 from modelcall_assets.records.outcome import BadLine, Dropped, Failure, Reason, Row, bad_line
 from modelcall_assets.stages import Stage
 from modelcall_assets.stages.duplicates import Duplicates
-from modelcall_assets.stages.inputs import FolderInputs, GroupedInputs, Inputs
+from modelcall_assets.stages.inputs import GroupedInputs, Inputs, data_files
 from modelcall_assets.stages.pieces import ERROR_COLUMN, PieceRows, RowSpool, in_order
 from modelcall_assets.stages.publication import Draft
 from modelcall_assets.stages.recipe import Recipe, Worker
@@ -42,6 +42,7 @@ class Preprocessed(Stage):
     name = "preprocessed"
     about = "cleaned, filtered and truncated rows"
     kinds = ("python", "parquet")
+    done = "preprocessed"
     error_column = ERROR_COLUMN
     shows_progress = True
 
@@ -61,7 +62,7 @@ class Preprocessed(Stage):
         preprocessor, pattern = self.recipe.preprocessor(), self.options.file_pattern
         if isinstance(preprocessor, Grouping):
             return GroupedInputs(self.task, preprocessor, pattern)
-        return FolderInputs(self.task, pattern=pattern)
+        return data_files(self.task, pattern=pattern)
 
     def own_shape(self) -> dict[str, Any]:
         return self.recipe.version()

@@ -21,7 +21,7 @@ from modelcall_assets.records import decode_key, encode_key
 from modelcall_assets.stages import Stage
 from modelcall_assets.stages.chatml import Chatml
 from modelcall_assets.stages.graded import Graded
-from modelcall_assets.stages.inputs import FolderInputs, Inputs, LinkedInputs, OneInput
+from modelcall_assets.stages.inputs import Inputs, LinkedInputs, data_files
 from modelcall_assets.stages.merged import Merged
 from modelcall_assets.stages.prepared import Fetched, Prepared
 from modelcall_assets.stages.preprocessed import Preprocessed
@@ -199,7 +199,7 @@ class Task:
         if isinstance(task, ScoringTask):
             kinds: list[type[Stage]] = [Raw]
             kinds += [Preprocessed] if task.preprocess.enabled else []
-            kinds += [Scores if task.scorer is None else ScorerScores]
+            kinds += [Scores if task.scorer is None else ScorerScores] if task.rates else []
         else:
             if task.sources:
                 kinds = [Fetched, Prepared]
@@ -266,10 +266,9 @@ class Task:
                 return prepared.inputs
             if (chatml := self.find(Chatml)) is not None:
                 return chatml.splits
-            kind = OneInput if self.spec.has_one_input else FolderInputs
-            return kind(self, None if self.find(Merged) else ".jsonl")
+            return data_files(self, None if self.find(Merged) else ".jsonl")
         preprocessed = self.find(Preprocessed)
-        return FolderInputs(self) if preprocessed is None else preprocessed.inputs
+        return data_files(self) if preprocessed is None else preprocessed.inputs
 
     @property
     def absent_input(self) -> Problem | None:
