@@ -36,7 +36,8 @@ FOLDERS = (
     *("preprocess.input_folder", "preprocess.output_folder"),
 )
 RESUME = "every run resumes; to ask again for everything, use `modelcall run-task --fresh`"
-_LOGS = "Dagster keeps the log of every run"
+_ROWS = "`modelcall failures` and `export` show how rows ended"
+_PROGRESS = "progress is told after 2, 5, 10 and 30 seconds, then every 30"
 _STATS = "partition status replaces the stat files; preprocess.stat_folder writes those still"
 _CHUNKS = "there is no chunk barrier: max_concurrent_requests are always in flight"
 _KEPT = "the journal keeps every reply on arrival"
@@ -55,10 +56,8 @@ TASK_FIELDS = (
     OldField("warning", "options.resume", RESUME, (True, None)),
     OldField("warning", "options.preprocess_resume", RESUME, (True, None)),
     OldField("refused", "options.delete_existing", _FRESH, (False, None)),
-    OldField("warning", "logging.level", _LOGS),
-    OldField("warning", "logging.batch_size", _LOGS),
-    OldField("warning", "logging.progress_report_interval", _LOGS),
-    OldField("warning", "logging.log_dir", _LOGS),
+    OldField("warning", "logging.batch_size", _ROWS),
+    OldField("warning", "logging.progress_report_interval", _PROGRESS),
     OldField("honoured", "task_type", "missing means data_scoring; a misspelt one is an error"),
     OldField("honoured", "debug.max_files", "-1 means no limit; 0 is an error"),
     OldField("honoured", "debug.max_items_per_file", "-1 means no limit; 0 is an error"),
@@ -146,6 +145,7 @@ class Sensor(Block):
     """Runs launched at one look; what is left waits for the next."""
 
 
+_ON_THIS_MACHINE = must(lambda folder: "://" not in folder, "not on this machine", "a folder")
 _BARE_OFF = BeforeValidator(lambda scope: "off" if scope is False else scope)
 """YAML takes a bare `off` for false."""
 
@@ -159,6 +159,16 @@ class Reuse(Block):
     again."""
     identical_once: bool = False
     """Ask identical requests of a run's files once; the others get the same answer."""
+
+
+class Logging(Block):
+    """What runs tell, in files."""
+
+    log_dir: Annotated[Text, _ON_THIS_MACHINE] | None = None
+    """Folder on this machine, relative to the project root: each run writes a log below it, in a
+    folder of the task's. Default: none, and `modelcall logs` shows the same."""
+    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    """The least that is worth a line there."""
 
 
 class NoFields(Block):
@@ -198,7 +208,7 @@ class TaskFile(Block):
     budget_tokens: Limit = None
     """Tokens that the task may use over all its runs."""
     options: NoFields = NoFields()
-    logging: NoFields = NoFields()
+    logging: Logging = Logging()
     max_failure_rate: Annotated[float, Field(ge=0, le=1)] = 0.05
     """Share of failed rows above which a file's output is rejected."""
 

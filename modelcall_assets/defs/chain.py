@@ -35,6 +35,7 @@ from modelcall_assets.defs.instance import (
     unusable,
 )
 from modelcall_assets.defs.ledger import Ledger
+from modelcall_assets.defs.logs import listen
 from modelcall_assets.errors import InputError, ModelcallError
 from modelcall_assets.stages import Run, Stage, Work
 from modelcall_assets.stages.report import Report, Tally, Watcher
@@ -141,6 +142,7 @@ class Chain:
             self.__dict__.pop("results", None)
             self.__dict__.pop("statuses", None)
             await asyncio.to_thread(self.is_idle)
+        listen(self.task.spec, context)
         ledger = Ledger(context, self.task)
         links = [Link(self, stage, context, ledger) for stage in self.task.stages]
         for link, after in pairwise(links):
@@ -285,7 +287,10 @@ class Link:
             if not self._stage.shows_progress:
                 yield work
                 return
-            async with watched(self._context, self._chain.watcher, self._tally):
+            async with AsyncExitStack() as watching:
+                for watcher in {None, self._chain.watcher}:
+                    shown = watched(self._context, watcher, self._tally)
+                    await watching.enter_async_context(shown)
                 yield work
 
     async def _file(self, key: str, rows: int, work: Work) -> None:
