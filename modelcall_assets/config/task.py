@@ -145,7 +145,7 @@ class Sensor(Block):
     """Runs launched at one look; what is left waits for the next."""
 
 
-_ON_THIS_MACHINE = must(lambda folder: "://" not in folder, "not on this machine", "a folder")
+_LOCAL = must(lambda place: "://" not in place, "not on this machine", "a path such as logs")
 _BARE_OFF = BeforeValidator(lambda scope: "off" if scope is False else scope)
 """YAML takes a bare `off` for false."""
 
@@ -164,7 +164,7 @@ class Reuse(Block):
 class Logging(Block):
     """What runs tell, in files."""
 
-    log_dir: Annotated[Text, _ON_THIS_MACHINE] | None = None
+    log_dir: Annotated[Text, _LOCAL] | None = None
     """Folder on this machine, relative to the project root: each run writes a log below it, in a
     folder of the task's. Default: none, and `modelcall logs` shows the same."""
     level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"

@@ -142,13 +142,13 @@ class Chain:
             self.__dict__.pop("results", None)
             self.__dict__.pop("statuses", None)
             await asyncio.to_thread(self.is_idle)
-        listen(self.task.spec, context)
         ledger = Ledger(context, self.task)
         links = [Link(self, stage, context, ledger) for stage in self.task.stages]
         for link, after in pairwise(links):
             link.after = after
         texts = list[str]()
         try:
+            listen(self.task.spec, context)
             async with interruptible(self.stop), asyncio.TaskGroup() as group:
                 for link in links:
                     group.create_task(link.run())

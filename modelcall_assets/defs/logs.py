@@ -38,8 +38,8 @@ def log_of(folder: Path, record: dg.RunRecord) -> Path:
 
 
 def told(entry: dg.EventLogEntry, run: dg.DagsterRun) -> dict[str, str] | None:
-    """What people are to hear of an event."""
-    level, text, event = entry.level, entry.user_message, entry.dagster_event
+    """What people are to hear of an event; a message is one line."""
+    level, text, event = entry.level, entry.message, entry.dagster_event
     match event and event.event_specific_data:
         case dg.AssetCheckEvaluation() as check:
             level = logging.INFO if check.passed else getattr(logging, check.severity.value)
@@ -50,8 +50,8 @@ def told(entry: dg.EventLogEntry, run: dg.DagsterRun) -> dict[str, str] | None:
         case data:  # of a run that ended by itself, whose step has said why, there is some
             if event and (data or event.event_type != dg.DagsterEventType.RUN_FAILURE):
                 return None
-    name, job = logging.getLevelName(level), f"Job{job_of(run)[0]}"
-    return {"time": told_at(entry.timestamp), "level": name, "job": job, "message": text}
+    line = {"time": told_at(entry.timestamp), "level": logging.getLevelName(level)}
+    return line | {"job": f"Job{job_of(run)[0]}", "message": " ".join(text.splitlines())}
 
 
 def message_of(data: StepFailureData) -> str:
