@@ -274,7 +274,6 @@ OLD_WITHOUT_EFFECT: Data = {
     "options.main_resume": False,
     "options.resume": False,
     "options.preprocess_resume": False,
-    "logging.batch_size": 100,
     "logging.progress_report_interval": 10,
 }
 NO_RE2 = [
@@ -1441,9 +1440,12 @@ def test_check_tells_each_problem_once(project: Configs) -> None:
 
 
 def test_check_strict_takes_warnings_for_errors(project: Configs) -> None:
-    path = project.task(logging__batch_size=100)
+    path = project.task(logging__progress_report_interval=10)
     assert project.check(path).code == 0
-    assert "warning: configs/tasks/demo.yaml:logging.batch_size" in project.check(path).out
+    assert (
+        "warning: configs/tasks/demo.yaml:logging.progress_report_interval"
+        in project.check(path).out
+    )
     assert project.check("--strict", path).code == 1
 
 

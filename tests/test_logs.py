@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 
 import orjson
 import pytest
-from project import QUIET, TASK, A, B, C, Project, some_rows
+from project import QUIET, TASK, A, B, C, Project, Row, read_rows, some_rows
 
 from modelcall_assets.defs.instance import register
 from modelcall_assets.records import encode_key
@@ -19,7 +20,7 @@ FAILED = "2 of 4 rows failed (50.00%), more than max_failure_rate 5.00%: bad_lin
 
 def written(project: Project) -> dict[str, list[str]]:
     """The lines of each log file."""
-    found = sorted((project.root / "logs").rglob("*"))
+    found = sorted((project.root / "logs").rglob("*.log"))
     return {each.name: each.read_text().splitlines() for each in found if each.is_file()}
 
 
@@ -186,3 +187,79 @@ def test_no_key_is_in_a_log(project: Project, monkeypatch: pytest.MonkeyPatch) -
     assert project.run("run-task", TASK).code == 1
     [lines] = written(project).values()
     assert lines[-1] and key not in str(lines)
+
+
+# How rows ended
+
+
+def details(project: Project) -> list[Row]:
+    found = sorted((project.root / "logs/rate").glob("*details*"))
+    return [row for each in found for row in read_rows(each)]
+
+
+def stats(project: Project) -> Row:
+    return orjson.loads((project.root / "logs/rate/rate_final_stats.json").read_bytes())["stats"]
+
+
+def outcomes(rows: list[Row]) -> list[tuple[str, str, object, object]]:
+    return [(r["api_record_id"], r["api_status"], r["score"], r["api_fail_reason"]) for r in rows]
+
+
+def test_details_and_numbers_are_those_of_the_outputs(project: Project) -> None:
+    project.write_task(
+        {**KEPT, "max_failure_rate": 0.3, "logging": {"log_dir": "logs", "batch_size": 3}}
+    )
+    project.write_input(A, [*some_rows(2), b"{torn", b"[2]"])
+    project.write_input(B, [*some_rows(4, "second"), {"id": "empty", "text": None}])
+    assert project.run("run-task", TASK).code == 1
+    found = details(project)
+    for name in (A, B, C):
+        own = [r for r in found if r["file"] == name]
+        told = [(r["item_id"], r["status"], r["score"], r["fail_reason"]) for r in own]
+        assert told == outcomes(project.scores(name))
+    numbers = stats(project)
+    failed = sum(row["status"] == "error" for row in found)
+    assert failed > 2
+    assert numbers["success_items"] + numbers["failed_items"] == len(found) == 13
+    assert (numbers["failed_items"], numbers["processed_items"]) == (failed, 13)
+    files = [numbers[f"{name}_files"] for name in ("total", "processed", "failed")]
+    assert files == [3, 2, 1]
+    assert numbers["success_rate"] == round(100 * (13 - failed) / 13, 2)
+    shown = project.run("logs", TASK, "--details", "--json", "--limit", "5").out.splitlines()
+    assert [orjson.loads(line) for line in shown] == found[-5:]
+    [line] = project.run("logs", TASK, "--stats", "--json").out.splitlines()
+    assert orjson.loads(line).items() >= numbers.items()
+
+
+def test_a_killed_run_and_the_next_tell_of_each_row_once(
+    project: Project, server: RehearsalServer
+) -> None:
+    project.write_task(KEPT)
+    project.write_input(A, some_rows(60))
+    server.set_faults(Faults(latency_ms=50))
+    project.signalled(lambda: server.stats()["answered"] >= 10, "run-task", project.task_file)
+    server.set_faults(Faults())
+    assert project.run("run-task", TASK).code == 0
+    told = Counter((row["file"], row["item_id"]) for row in details(project))
+    rows = [(name, row["api_record_id"]) for name in (A, B, C) for row in project.scores(name)]
+    assert told == Counter(rows)
+
+
+def test_each_job_and_each_run_of_the_ui_tells_of_its_rows(project: Project) -> None:
+    project.write_task(KEPT)
+    assert launch(project, A) and launch(project, encode_key(B))
+    assert [row["file"] for row in details(project)] == [A] * 4 + [B] * 4
+    assert stats(project)["processed_items"] == 4, "of the last run"
+    for number in "01":
+        share = ("--job-index", number, "--world-size", "2", "--fresh")
+        assert project.run("run-task", TASK, *share).code == 0
+    found = details(project)
+    assert [row["file"] for row in found if row["job_index"] == 1] == [C] * 4
+    assert len(found) == 8 + 12
+
+
+def test_who_asks_for_files_that_are_not_kept_is_told_how(project: Project) -> None:
+    ended = project.run("logs", TASK, "--details")
+    assert ended.code == 2
+    assert "rate.yaml:logging.log_dir: not given; add `logging:`" in ended.err
+    assert project.run("logs", "--stats").code == 2

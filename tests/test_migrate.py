@@ -274,7 +274,7 @@ def test_a_task_keeps_what_works_in_the_documented_order(project: Migrating):
         data["preprocess"]["field_mapping"] == yaml.safe_load(TASK)["preprocess"]["field_mapping"]
     )
     assert "options" not in data
-    assert data["logging"] == {"level": "INFO", "log_dir": "logs"}
+    assert data["logging"] == {"log_dir": "logs", "level": "INFO", "batch_size": 100}
     assert spec.task.max_files is None
 
 
@@ -290,7 +290,11 @@ def test_every_field_of_a_task_is_told_once(project: Migrating):
     told = lines(project.migrate(TASK, to="tasks/forum.yaml"))
     assert [name for name in FIELDS_A21.split() if name not in told] == []
     changed = {name for name, (treatment, _) in told.items() if treatment == "changed"}
-    assert {"data.stat_folder", "concurrency.chunk_size", "logging.batch_size"} <= changed
+    assert {
+        "data.stat_folder",
+        "concurrency.chunk_size",
+        "logging.progress_report_interval",
+    } <= changed
     assert told["concurrency.max_concurrent_requests"] == ("honoured", "")
     for name in ("retry.max_retries", "preprocess.num_proc", "debug.max_files"):
         assert told[name][0] == "changed", "it means something else than it did"

@@ -36,7 +36,6 @@ FOLDERS = (
     *("preprocess.input_folder", "preprocess.output_folder"),
 )
 RESUME = "every run resumes; to ask again for everything, use `modelcall run-task --fresh`"
-_ROWS = "`modelcall failures` and `export` show how rows ended"
 _PROGRESS = "progress is told after 2, 5, 10 and 30 seconds, then every 30"
 _STATS = "partition status replaces the stat files; preprocess.stat_folder writes those still"
 _CHUNKS = "there is no chunk barrier: max_concurrent_requests are always in flight"
@@ -56,7 +55,6 @@ TASK_FIELDS = (
     OldField("warning", "options.resume", RESUME, (True, None)),
     OldField("warning", "options.preprocess_resume", RESUME, (True, None)),
     OldField("refused", "options.delete_existing", _FRESH, (False, None)),
-    OldField("warning", "logging.batch_size", _ROWS),
     OldField("warning", "logging.progress_report_interval", _PROGRESS),
     OldField("honoured", "task_type", "missing means data_scoring; a misspelt one is an error"),
     OldField("honoured", "debug.max_files", "-1 means no limit; 0 is an error"),
@@ -165,10 +163,12 @@ class Logging(Block):
     """What runs tell, in files."""
 
     log_dir: Annotated[Text, _LOCAL] | None = None
-    """Folder on this machine, relative to the project root: each run writes a log below it, in a
-    folder of the task's. Default: none, and `modelcall logs` shows the same."""
+    """Folder on this machine, relative to the project root: in a folder of the
+    task's below it each run writes a log, how each row ended, and its numbers. Default: none."""
     level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     """The least that is worth a line there."""
+    batch_size: Count = 100
+    """Rows whose ends are written there at once."""
 
 
 class NoFields(Block):

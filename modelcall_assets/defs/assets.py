@@ -153,7 +153,7 @@ def _asset(stage: Stage) -> dg.AssetsDefinition:
     async def body(context: dg.AssetExecutionContext):
         keys = _keys(stage, context)
         try:
-            listen(spec, context)
+            listen(stage.task, context)
             async with _opened(stage, context) as work:
                 report = await _work_on(context, stage, keys, work)
         except ModelcallError as error:

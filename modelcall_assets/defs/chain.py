@@ -148,7 +148,7 @@ class Chain:
             link.after = after
         texts = list[str]()
         try:
-            listen(self.task.spec, context)
+            listen(self.task, context)
             async with interruptible(self.stop), asyncio.TaskGroup() as group:
                 for link in links:
                     group.create_task(link.run())
