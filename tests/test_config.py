@@ -274,10 +274,7 @@ OLD_WITHOUT_EFFECT: Data = {
     "options.main_resume": False,
     "options.resume": False,
     "options.preprocess_resume": False,
-    "logging.level": "INFO",
-    "logging.batch_size": 100,
     "logging.progress_report_interval": 10,
-    "logging.log_dir": "logs",
 }
 NO_RE2 = [
     "(",
@@ -341,6 +338,7 @@ TASK_MISTAKES: dict[str, Data] = {
         "options.delete_existing": True, "distributed.num_runs": 2,
     },
     "old fields, nearly": {"logging.levl": "INFO", "data.stat_foldr": "x"},
+    "log files in a store": {"logging.log_dir": "s3://bucket/logs"},
     "a folder for each time": {"data.output_folder": "./out/{timestamp}"},
     "a folder for each run": {"data.output_folder": "./out/{run_index}"},
     "a placeholder that is none": {"data.input_folder": "./in/{date}"},
@@ -1442,9 +1440,12 @@ def test_check_tells_each_problem_once(project: Configs) -> None:
 
 
 def test_check_strict_takes_warnings_for_errors(project: Configs) -> None:
-    path = project.task(logging__level="INFO")
+    path = project.task(logging__progress_report_interval=10)
     assert project.check(path).code == 0
-    assert "warning: configs/tasks/demo.yaml:logging.level" in project.check(path).out
+    assert (
+        "warning: configs/tasks/demo.yaml:logging.progress_report_interval"
+        in project.check(path).out
+    )
     assert project.check("--strict", path).code == 1
 
 

@@ -299,7 +299,7 @@ def test_a_task_keeps_what_works_in_the_documented_order(project: Migrating):
         data["preprocess"]["field_mapping"] == yaml.safe_load(TASK)["preprocess"]["field_mapping"]
     )
     assert "options" not in data
-    assert "logging" not in data
+    assert data["logging"] == {"log_dir": "logs", "level": "INFO", "batch_size": 100}
     assert spec.task.max_files is None
 
 
@@ -315,7 +315,11 @@ def test_every_field_of_a_task_is_told_once(project: Migrating):
     told = lines(project.migrate(TASK, to="tasks/forum.yaml"))
     assert [name for name in FIELDS_A21.split() if name not in told] == []
     changed = {name for name, (treatment, _) in told.items() if treatment == "changed"}
-    assert {"data.stat_folder", "concurrency.chunk_size", "logging.level"} <= changed
+    assert {
+        "data.stat_folder",
+        "concurrency.chunk_size",
+        "logging.progress_report_interval",
+    } <= changed
     assert told["concurrency.max_concurrent_requests"] == ("honoured", "")
     others = ("data.prompt_format_key", "preprocess.max_tokens", "distributed.world_size")
     for name in ("retry.max_retries", "preprocess.num_proc", "debug.max_files", *others):
@@ -486,7 +490,8 @@ def test_a_step_keeps_the_form_that_it_has(project: Migrating):
     ended = project.migrate(CHATML_TASK, to="tasks/chatml.yaml")
     assert ended.code == 0, ended
     data = project.data("tasks/chatml.yaml")
-    assert list(data) == ["task_name", "task_type", "description", "distillation", "distributed"]
+    names = ["task_name", "task_type", "description", "distillation", "distributed", "logging"]
+    assert list(data) == names
     assert data["distillation"] == {
         "step": "chatml_conversion",
         "dataset_config_path": "configs/distillation/sets.yaml",

@@ -11,6 +11,7 @@ from modelcall_assets.cli.check import check, migrate
 from modelcall_assets.cli.compare import compare_results
 from modelcall_assets.cli.export import export
 from modelcall_assets.cli.failures import failures
+from modelcall_assets.cli.logs import logs
 from modelcall_assets.cli.one_off import api_call, distillation_generate, pipeline, preprocess
 from modelcall_assets.cli.pieces import join, split
 from modelcall_assets.cli.plan import plan
@@ -26,7 +27,7 @@ from modelcall_assets.errors import ModelcallError, SetupError
 @click.group(
     commands=[
         *(check, plan, trial, rehearse, run_task),
-        *(failures, retry, report, compare_results, agreement, export, publish),
+        *(logs, failures, retry, report, compare_results, agreement, export, publish),
         *(register, verify, clean),
         *(split, join, migrate, adopt),
         *(pipeline, preprocess, api_call, distillation_generate),
@@ -51,6 +52,7 @@ def modelcall() -> None:
 
     \b
     Then:
+      modelcall logs TASK.yaml        what its last run has told, and why it failed
       modelcall failures TASK.yaml    which rows failed, and why
       modelcall retry TASK.yaml       ask again for those
       modelcall report TASK.yaml      a page of totals, plots and records

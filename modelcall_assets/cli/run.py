@@ -75,7 +75,7 @@ def run_task(
             raise misuse("--file", wrong)
         return [key for key in matching if key in own]
 
-    sys.exit(_run_files(task, choose, options) or code)
+    sys.exit(_run_files(task, choose, options, job=f"{job}/{size}") or code)
 
 
 def _job(task: Task, index: int | None, asked: int | None) -> tuple[int, int]:
@@ -106,9 +106,10 @@ def _run_files(
     choose: Callable[[Sequence[str]], Sequence[str]],
     options: Mapping[str, Mapping[str, Any]],
     files: Set[str] | None = None,
+    job: str = "0/1",
 ) -> int:
     """Make what `choose` takes of the keys of all input files, and tell how it ended; gives
-    the exit code. `options` and `files` are for `TaskRunner.run`."""
+    the exit code. `options`, `files` and `job` are for `TaskRunner`."""
     # Dagster takes most of a second to import: `--help` and set-up mistakes need not wait for it.
     # Nothing of that is garbage, and to look for some would take a fifth longer.
     if is_new := "dagster" not in sys.modules:
@@ -127,7 +128,7 @@ def _run_files(
             return 0
         before = 0 if files is None else _failed(task, options, files)
         with closing(RunDisplay()) as display:
-            ended = TaskRunner(task, instance, display.watcher).run(keys, options, files)
+            ended = TaskRunner(task, instance, display.watcher, job).run(keys, options, files)
     for message in ended.failed:
         echo(f"error: {message}", err=True)
     for key in ended.busy:

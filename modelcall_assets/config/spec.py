@@ -101,6 +101,12 @@ class TaskSpec:
             return self.resolved(self.task.journal_folder)
         return f"{self.resolved(self.task.state_folder)}/.modelcall"
 
+    @property
+    def log_folder(self) -> Path | None:
+        """Of the files that its runs leave for people."""
+        folder = self.task.logging.log_dir
+        return Path(os.path.normpath(self.root / folder / self.key)) if folder else None
+
     def resolved(self, text: str) -> str:
         return resolve(text, self.root, self.env, self.name, self.data_root)
 
@@ -174,7 +180,7 @@ def output_folders(spec: TaskSpec) -> dict[str, str]:
     for stage, folder in spec.task.stage_folders.items():
         if folder is None:
             folders["preprocess.output_folder"] = spec.folder(stage)
-    return folders
+    return folders | ({"logging.log_dir": str(spec.log_folder)} if spec.log_folder else {})
 
 
 def unwritable(spec: TaskSpec) -> Iterator[Problem]:
@@ -196,7 +202,7 @@ def _misplaced_outputs(spec: TaskSpec) -> Iterator[Problem]:
     """An output below the input would be taken for new input; one beside a bucket is in another;
     and nothing can lie below a file."""
     folders = output_folders(spec)
-    if folders.keys() - spec.task.outputs.keys() and is_bucket(spec.input_folder):
+    if None in spec.task.stage_folders.values() and is_bucket(spec.input_folder):
         wrong, fix = "missing: the input is a whole bucket", "name a folder for it"
         yield Problem(spec.file_name, "preprocess.output_folder", wrong, fix=fix)
     for place, folder in folders.items():

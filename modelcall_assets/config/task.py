@@ -32,7 +32,7 @@ from modelcall_assets.errors import Problem, did_you_mean
 TASK_TYPE = "data_scoring"
 DISTILLATION_TYPES = ("data_distillation", "evaluation", "generate_response")
 RESUME = "every run resumes; to ask again for everything, use `modelcall run-task --fresh`"
-_LOGS = "Dagster keeps the log of every run"
+_PROGRESS = "progress is told after 2, 5, 10 and 30 seconds, then every 30"
 _STATS = "partition status replaces the stat files; preprocess.stat_folder writes those still"
 _CHUNKS = "there is no chunk barrier: max_concurrent_requests are always in flight"
 _KEPT = "the journal keeps every reply on arrival"
@@ -51,10 +51,7 @@ TASK_FIELDS = (
     OldField("warning", "options.resume", RESUME, (True, None)),
     OldField("warning", "options.preprocess_resume", RESUME, (True, None)),
     OldField("refused", "options.delete_existing", _FRESH, (False, None)),
-    OldField("warning", "logging.level", _LOGS),
-    OldField("warning", "logging.batch_size", _LOGS),
-    OldField("warning", "logging.progress_report_interval", _LOGS),
-    OldField("warning", "logging.log_dir", _LOGS),
+    OldField("warning", "logging.progress_report_interval", _PROGRESS),
     OldField("honoured", "task_type", "missing means data_scoring; a misspelt one is an error"),
     OldField("honoured", "debug.max_files", "-1 means no limit; 0 is an error"),
     OldField("honoured", "debug.max_items_per_file", "-1 means no limit; 0 is an error"),
@@ -148,6 +145,7 @@ class Sensor(Block):
     """Runs launched at one look; what is left waits for the next."""
 
 
+_LOCAL = must(lambda place: "://" not in place, "not on this machine", "a path such as logs")
 _BARE_OFF = BeforeValidator(lambda scope: "off" if scope is False else scope)
 """YAML takes a bare `off` for false."""
 
@@ -161,6 +159,18 @@ class Reuse(Block):
     again."""
     identical_once: bool = False
     """Ask identical requests of a run's files once; the others get the same answer."""
+
+
+class Logging(Block):
+    """What runs tell, in files."""
+
+    log_dir: Annotated[Text, _LOCAL] | None = None
+    """Folder on this machine, relative to the project root: in a folder of the
+    task's below it each run writes a log, how each row ended, and its numbers. Default: none."""
+    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    """The least that is worth a line there."""
+    batch_size: Count = 100
+    """Rows whose ends are written there at once."""
 
 
 class NoFields(Block):
@@ -200,7 +210,7 @@ class TaskFile(Block):
     budget_tokens: Limit = None
     """Tokens that the task may use over all its runs."""
     options: NoFields = NoFields()
-    logging: NoFields = NoFields()
+    logging: Logging = Logging()
     max_failure_rate: Annotated[float, Field(ge=0, le=1)] = 0.05
     """Share of failed rows above which a file's output is rejected."""
 

@@ -29,6 +29,7 @@ from modelcall_assets.defs.ledger import (
     failed_check,
     metadata_of,
 )
+from modelcall_assets.defs.logs import listen
 from modelcall_assets.errors import (
     InHand,
     ModelcallError,
@@ -154,6 +155,7 @@ def _asset(stage: Stage) -> dg.AssetsDefinition:
     async def body(context: dg.AssetExecutionContext):
         keys = _keys(stage, context)
         try:
+            listen(stage.task, context)
             async with _opened(stage, context) as work:
                 report = await _work_on(context, stage, keys, work)
         except ModelcallError as error:

@@ -35,6 +35,7 @@ from modelcall_assets.defs.instance import (
     unusable,
 )
 from modelcall_assets.defs.ledger import Ended, Ledger
+from modelcall_assets.defs.logs import listen
 from modelcall_assets.errors import InputError, ModelcallError
 from modelcall_assets.stages import Run, Stage, Work
 from modelcall_assets.stages.report import Report, Tally, Watcher
@@ -147,6 +148,7 @@ class Chain:
             link.after = after
         texts = list[str]()
         try:
+            listen(self.task, context)
             async with interruptible(self.stop), asyncio.TaskGroup() as group:
                 for link in links:
                     group.create_task(link.run())
@@ -285,7 +287,10 @@ class Link:
             if not self._stage.shows_progress:
                 yield work
                 return
-            async with watched(self._context, self._chain.watcher, self._tally):
+            async with AsyncExitStack() as watching:
+                for watcher in {None, self._chain.watcher}:
+                    shown = watched(self._context, watcher, self._tally)
+                    await watching.enter_async_context(shown)
                 yield work
 
     async def _file(self, key: str, rows: int, work: Work) -> None:

@@ -300,7 +300,8 @@ class Ledger:
 
     def _tell_all(self) -> None:
         (instance, task, *of), helper = self._teller, None
-        may_help, failed = instance.is_persistent, list[BaseException]()
+        may_help = instance.is_persistent and task.spec.log_folder is None
+        failed = list[BaseException]()
         with ThreadPoolExecutor(1) as here, ExitStack() as opened:
             while entries := self._next():
                 if may_help and helper is None and len(entries) >= MANY:

@@ -32,6 +32,7 @@ from modelcall_assets.config.spec import TaskSpec
 from modelcall_assets.defs.chain import Chain, StageOptions
 from modelcall_assets.defs.instance import register, unusable
 from modelcall_assets.defs.ledger import Ended, events_of
+from modelcall_assets.defs.logs import JOB_TAG, message_of
 from modelcall_assets.errors import ModelcallError, PublishedMeanwhile
 from modelcall_assets.stages.report import Tally, Watcher
 from modelcall_assets.stages.task import Task
@@ -231,6 +232,8 @@ class TaskRunner:
     task: Task
     instance: dg.DagsterInstance
     watcher: Watcher | None = None
+    job: str = "0/1"
+    """Which of how many that share the files."""
 
     def run(
         self,
@@ -269,7 +272,7 @@ class TaskRunner:
         """Gives what failed. KeyboardInterrupt after Ctrl-C, which Dagster keeps to itself."""
         result = job.execute_in_process(
             instance=self.instance,
-            tags={PROCESS_TAG: process},
+            tags={PROCESS_TAG: process, JOB_TAG: self.job},
             run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
             raise_on_error=False,
         )
@@ -280,13 +283,5 @@ class TaskRunner:
                 if reason == RunFailureReason.UNEXPECTED_TERMINATION:
                     raise KeyboardInterrupt
             elif event.event_type == dg.DagsterEventType.STEP_FAILURE:
-                failures.append(_message_of(event.step_failure_data))
+                failures.append(message_of(event.step_failure_data))
         return failures
-
-
-def _message_of(data: StepFailureData) -> str:
-    """The Failure's own words where there are any, else the exception."""
-    own = data.user_failure_data
-    if own is None or not own.description:
-        return data.error.to_string() if data.error else "the step failed"
-    return own.description
