@@ -331,7 +331,7 @@ class TestFiles:
             "error: preprocess_error: TypeError: the text is not a string"
             in project.run("try", TASK).out
         )
-        assert re.search(r"1 files *│ *2 ", project.run("plan", TASK).out)
+        assert re.search(r"1 files *│ *│ *2 ", project.run("plan", TASK).out)
 
     def test_columns_that_preprocessing_names_and_no_row_has(self, project: Project) -> None:
         mapping = {
@@ -368,7 +368,7 @@ class TestFiles:
         for name in ("x.jsonl", "y.parquet"):
             project.write_input(name, rows)
         tokens = [
-            int(line.split("│")[3].replace(",", ""))
+            int(line.split("│")[5].replace(",", ""))
             for line in project.run("plan", TASK).out.split("\n")
             if ".jsonl" in line or ".parquet" in line
         ]

@@ -265,13 +265,16 @@ class Planner:
 
     def _cost(self, step: AskingStage, plans: Sequence[Planned], by: str) -> Iterator[str]:
         requests, tokens = (sum(getattr(p, name) for p in plans) for name in _SUMMED[-2:])
+        if not requests:
+            yield f"to send{by}: nothing"
+            return
         most = "; at most one for each answer" * any(p.why.startswith(AFTER) for p in plans)
         yield f"to send{by}: about {requests:,} requests, {tokens:,} prompt tokens{most}"
         costs = [each.cost_usd for each in plans if each.cost_usd is not None]
         if len(costs) < len(plans):
             fix = "give `prices` in the model file, and max_tokens there or --answer-tokens"
             yield f"cost{by}: unknown; {fix}"
-        elif costs:
+        else:
             word = "about" if self.answer_tokens else "about, or less,"
             answer = f"{self._answer(step):,} tokens per answer"
             yield f"cost{by}: {word} {sum(costs):,.4f} USD with {answer}"
