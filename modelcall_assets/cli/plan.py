@@ -45,12 +45,12 @@ from modelcall_assets.transforms.texts import count_tokens
 SHOWN_FILES = 40
 SHOWN_CAUSES = 10
 MILLION = 1_000_000
+AN_ESTIMATE = "at most one for each answer"
 SAMPLE_ROWS = 50
 SAMPLE_BYTES = 64 << 20
 """Of a file: how far the rows of a sample lie apart."""
 MESSAGE_TOKENS = 4
 """What the chat format adds to each message; an estimate."""
-FRESH, AFTER = "--fresh", "after "
 _SUMMED = ("rows", "cannot_be_asked", "in_journal", "to_send", "prompt_tokens")
 
 
@@ -62,7 +62,7 @@ class Planned:
     file: str
     step: str
     why: str
-    rows: int
+    rows: int = 0
     cannot_be_asked: int = 0
     in_journal: int = 0
     to_send: int = 0
@@ -168,7 +168,7 @@ class Planner:
         self.task.layout.check_name(key)
         due = self._due(self.merged or stages[0], key)
         if self.fresh:
-            due = self.first, FRESH
+            due = self.first, "--fresh"
         elif due is None and self.merged is None and any(each.gathers for each in stages):
             due = self.first, "not merged yet"
         if due is None:
@@ -201,30 +201,32 @@ class Planner:
         scale = rows / max(1, len(sample))
         kept = [row for row in sample if not isinstance(row, Dropped)]
         out = Counter(f"are dropped by {row.rule}" for row in sample if isinstance(row, Dropped))
-        plan = Planned(file.key_path, step.name, why, round(len(kept) * scale))
-        asked, tokens, failed = list[Row](), 0, 0
-        if isinstance(step, AskingStage):
-            for row in kept:
-                request = row if isinstance(row, Failure) else step.ask(row)
-                if isinstance(request, ChatRequest) and isinstance(row, dict):
-                    asked.append(row)
-                    tokens += _tokens(request)
-                elif isinstance(request, Failure):
-                    failed += 1
-                    out[_told(request)] += 1
-            n, there = step.samples, 0 if self.fresh else _in_journal(step, file, rows, source)
-            counts = plan.rows * n, round(failed * scale) * n, there
-            plan = Planned(file.key_path, step.name, why, *counts)
-            plan = self._priced(step, plan, tokens / max(1, len(asked)))
-        left_out = {told: round(count * scale) for told, count in out.items()}
-        return replace(plan, left_out=left_out), asked
+        asked, tokens, failed, plan = list[Row](), 0, 0, Planned(file.key_path, step.name, why)
+        if not isinstance(step, AskingStage):
+            return replace(plan, rows=round(len(kept) * scale), left_out=_scaled(out, scale)), []
+        for row in kept:
+            request = row if isinstance(row, Failure) else step.ask(row)
+            if isinstance(request, Failure):
+                failed += 1
+                out[_told(request)] += 1
+            elif isinstance(row, dict):
+                asked.append(row)
+                tokens += _tokens(request)
+        plan = replace(
+            plan,
+            rows=round(len(kept) * scale) * step.samples,
+            cannot_be_asked=round(failed * scale) * step.samples,
+            in_journal=0 if self.fresh else _in_journal(step, file, rows, source),
+            left_out=_scaled(out, scale),
+        )
+        return self._priced(step, plan, tokens / max(1, len(asked))), asked
 
     def _rating(self, judge: Scores, plan: Planned, rows: Sequence[Row]) -> Planned:
         """Of answers that are not there yet, each as long as it may be."""
         asks = [judge.ask({**row, judge.input_key: "…"}) for row in rows]
         tokens = sum(map(_tokens, asks)) / max(1, len(asks)) + (self._answer(self.first) or 0)
         answers = plan.rows - plan.cannot_be_asked
-        rated = Planned(plan.file, judge.name, AFTER + plan.step, answers)
+        rated = Planned(plan.file, judge.name, AN_ESTIMATE, answers)
         return self._priced(judge, rated, tokens)
 
     def _priced(self, step: AskingStage, plan: Planned, tokens: float) -> Planned:
@@ -264,20 +266,18 @@ class Planner:
             yield f"to send: nothing; {about}"
 
     def _cost(self, step: AskingStage, plans: Sequence[Planned], by: str) -> Iterator[str]:
-        requests, tokens = (sum(getattr(p, name) for p in plans) for name in _SUMMED[-2:])
-        if not requests:
-            yield f"to send{by}: nothing"
-            return
-        most = "; at most one for each answer" * any(p.why.startswith(AFTER) for p in plans)
-        yield f"to send{by}: about {requests:,} requests, {tokens:,} prompt tokens{most}"
+        requests, tokens = (sum(getattr(each, name) for each in plans) for name in _SUMMED[-2:])
+        yield f"to send{by}: about {requests:,} requests, {tokens:,} prompt tokens"
+        told = "unknown; give `prices` in the model file, and max_tokens there or --answer-tokens"
         costs = [each.cost_usd for each in plans if each.cost_usd is not None]
-        if len(costs) < len(plans):
-            fix = "give `prices` in the model file, and max_tokens there or --answer-tokens"
-            yield f"cost{by}: unknown; {fix}"
-        else:
+        if requests and len(costs) == len(plans):
             word = "about" if self.answer_tokens else "about, or less,"
-            answer = f"{self._answer(step):,} tokens per answer"
-            yield f"cost{by}: {word} {sum(costs):,.4f} USD with {answer}"
+            told = f"{word} {sum(costs):,.4f} USD with {self._answer(step):,} tokens per answer"
+        yield from [f"cost{by}: {told}"] * bool(requests)
+
+
+def _scaled(counts: Counter[str], scale: float) -> dict[str, int]:
+    return {name: round(count * scale) for name, count in counts.items()}
 
 
 def _told(failure: Failure) -> str:
