@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -54,31 +55,25 @@ def check(paths: tuple[Path, ...], strict: bool) -> None:
     """
     files, problems = _files(paths or (find_root(Path.cwd()) / "configs",))
     catalog_of, is_all, waiting = cache(load_catalog), not paths and not strict, dict[str, None]()
-    tasks = list[tuple[Task, Content]]()
-
-    def tell(found: Iterable[Problem], root: Path) -> None:
+    # All of them begin before one is waited for: some are in stores.
+    looks = [(path, _problems_of(path, _root_of(path), catalog_of, is_all)) for path in files]
+    for path, found in looks:
+        root = _root_of(path)
         for problem in with_lines(found, root):
             # A file can be right where its task cannot run: without the keys, for example.
             if problem.unready and is_all:
                 waiting[Path(problem.file).stem] = None
             else:
-                severity = "warning" if problem.unready else problem.severity
-                problems.append(replace(problem, severity=severity))
-
-    for path in files:
-        root = _root_of(path)
-        tell(_problems_of(path, root, catalog_of, tasks), root)
-        specs = catalog_of(root).tasks if path.is_relative_to(root / "configs" / "tasks") else ()
-        for spec in (spec for spec in specs if spec.path == path):
+                problems.append(
+                    replace(problem, severity="warning") if problem.unready else problem
+                )
+        tasks = catalog_of(root).tasks if path.is_relative_to(root / "configs" / "tasks") else ()
+        for spec in (spec for spec in tasks if spec.path == path):
             for place, where in relative_places(spec).items():
                 echo(f"{spec.file_name}:{place}: is {where}")
-    tasks = [each for each in tasks if not is_all or "templates" not in each[0].spec.path.parts]
-    found = readiness([task for task, _ in tasks], asks_services=not is_all)
-    for (task, data), wrong in zip(tasks, found, strict=True):
-        tell((as_written(each, data) for each in wrong), task.spec.root)
     if waiting:
-        names, told = ", ".join(waiting), "`modelcall check FILE` says for what"
-        echo(f"{len(waiting)} files wait for keys, variables or data: {names}; {told}")
+        told = f"{', '.join(waiting)}; `modelcall check FILE` says for what"
+        echo(f"{len(waiting)} files wait for keys, variables or data: {told}")
     unique = sorted(dict.fromkeys(problems), key=lambda problem: problem.file)
     for problem in unique:
         echo(f"{problem.severity}: {problem}")
@@ -113,13 +108,8 @@ def _root_of(path: Path) -> Path:
 
 
 def _problems_of(
-    path: Path,
-    root: Path,
-    catalog_of: Callable[[Path], Catalog],
-    tasks: list[tuple[Task, Content]],
+    path: Path, root: Path, catalog_of: Callable[[Path], Catalog], is_all: bool
 ) -> Iterable[Problem]:
-    """Of a file; a task that can be loaded is added to the tasks. One that is a template or a stray
-    file stands alone."""
     file = shown_path(path, root)
     try:
         data = load_yaml(path, file)
@@ -127,12 +117,8 @@ def _problems_of(
         return error.problems
     if (parse := _parser(path, root, data)) is not None:
         return parse(data, file)[1]
-    try:
-        spec = catalog_of(root).task(path) or load_task(path, root)
-    except SetupError as error:
-        return [as_written(each, data) for each in error.problems]
-    tasks.append((Task(spec), data))
-    return [as_written(each, data) for each in spec.warnings]
+    found = _task_problems(path, root, catalog_of(root), is_all)
+    return (as_written(each, data) for each in found)
 
 
 def _parser(path: Path, root: Path, data: Content) -> Parse | None:
@@ -150,6 +136,17 @@ def _parser(path: Path, root: Path, data: Content) -> Parse | None:
         return parse_merge_groups
     is_of_distillation = path.is_relative_to(root / "configs" / "distillation")
     return parse_datasets if is_of_distillation or are_datasets(data) else None
+
+
+def _task_problems(path: Path, root: Path, catalog: Catalog, is_all: bool) -> Iterable[Problem]:
+    """Problems of a task as the project sees it; a template or a stray file stands alone."""
+    try:
+        spec = catalog.task(path) or load_task(path, root)
+    except SetupError as error:
+        return error.problems
+    if is_all and "templates" in path.parts:
+        return spec.warnings
+    return chain(spec.warnings, readiness(Task(spec), asks_services=not is_all))
 
 
 _OTHER_BREAKS = re.compile("[\x85\u2028\u2029\ufeff]")

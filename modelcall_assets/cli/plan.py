@@ -45,7 +45,6 @@ from modelcall_assets.transforms.texts import count_tokens
 SHOWN_FILES = 40
 SHOWN_CAUSES = 10
 MILLION = 1_000_000
-AN_ESTIMATE = "at most one for each answer"
 SAMPLE_ROWS = 50
 SAMPLE_BYTES = 64 << 20
 """Of a file: how far the rows of a sample lie apart."""
@@ -67,7 +66,6 @@ class Planned:
     in_journal: int = 0
     to_send: int = 0
     prompt_tokens: int = 0
-    cost_usd: float | None = None
     left_out: Mapping[str, int] = field(default_factory=dict[str, int])
 
 
@@ -78,9 +76,8 @@ class Planned:
     type=click.IntRange(1),
     help="Tokens of one answer; default: the model file's max_tokens.",
 )
-@click.option("--fresh", is_flag=True, help="What `run-task --fresh` would send.")
 @json_option
-def plan(task: Task, answer_tokens: int | None, fresh: bool, as_json: bool) -> None:
+def plan(task: Task, answer_tokens: int | None, as_json: bool) -> None:
     """Show what the next run of TASK.yaml would send, file by file, and why. Sends nothing.
 
     A file is new, or its input, prompt or model has changed, or it failed or was not finished.
@@ -91,8 +88,8 @@ def plan(task: Task, answer_tokens: int | None, fresh: bool, as_json: bool) -> N
     \b
       modelcall plan configs/tasks/my_task.yaml --answer-tokens 150
     """
-    planner, plans, unreadable = Planner(task, answer_tokens, fresh), list[Planned](), list[str]()
-    up_to_date, in_the_way = 0, list[str]()
+    planner, plans = Planner(task, answer_tokens), list[Planned]()
+    up_to_date, unreadable = 0, list[str]()
     for file in planner.files:
         try:
             found = [*planner.planned(file)]
@@ -101,15 +98,14 @@ def plan(task: Task, answer_tokens: int | None, fresh: bool, as_json: bool) -> N
         except InputError as error:
             unreadable.append(str(error))
     _show(plans, as_json)
-    for line in planner.outlook(plans, up_to_date):
-        echo(line, err=as_json)
+    lines = [*planner.outlook(plans, up_to_date)]
     try:
-        in_the_way = [*_in_the_way(task)]
+        if in_the_way := [*_in_the_way(task)]:
+            as_if = "the numbers count the rows of these files as if there were nothing"
+            lines += [*in_the_way[:SHOWN_FILES], as_if]
     except InputError as error:
         unreadable.append(str(error))
-    if in_the_way:
-        in_the_way.append("the numbers count the rows of these files as if there were nothing")
-    for line in in_the_way:
+    for line in lines:
         echo(line, err=as_json)
     for error in unreadable:
         echo(f"error: {error}", err=True)
@@ -119,8 +115,8 @@ def plan(task: Task, answer_tokens: int | None, fresh: bool, as_json: bool) -> N
 def _show(plans: Sequence[Planned], as_json: bool) -> None:
     """As a table without columns that say nothing of this task."""
     rows, steps = [asdict(each) for each in plans], {each.step for each in plans}
-    count = len({each.file for each in plans})
-    total = {"file": f"{count:,} files"} | {n: sum(row[n] for row in rows) for n in _SUMMED}
+    files = f"{len({each.file for each in plans}):,} files"
+    total = {"file": files} | {n: sum(row[n] for row in rows) for n in _SUMMED}
     if not as_json:
         names = ["file", *["step"] * (len(steps) > 1), "why", *(n for n in _SUMMED if total[n])]
         rows = [{name: row[name] for name in names} for row in rows]
@@ -145,8 +141,8 @@ class Planner:
     """Of the partitions of the first step that answers: merged groups, where they are what would be
     made now, else those of the task's input. `files` has them."""
 
-    def __init__(self, task: Task, answer_tokens: int | None, fresh: bool) -> None:
-        self.task, self.answer_tokens, self.fresh = task, answer_tokens, fresh
+    def __init__(self, task: Task, answer_tokens: int | None) -> None:
+        self.task, self.answer_tokens = task, answer_tokens
         self.results, self.files, stages = Results(task), task.inputs.files(), task.stages
         for stage in stages:
             self.results.look(stage)
@@ -167,9 +163,7 @@ class Planner:
         key, stages = encode_key(file.key_path), self.task.stages
         self.task.layout.check_name(key)
         due = self._due(self.merged or stages[0], key)
-        if self.fresh:
-            due = self.first, "--fresh"
-        elif due is None and self.merged is None and any(each.gathers for each in stages):
+        if due is None and self.merged is None and any(each.gathers for each in stages):
             due = self.first, "not merged yet"
         if due is None:
             return
@@ -192,7 +186,7 @@ class Planner:
 
     def _step(
         self, step: Stage, file: FileInfo, why: str, source: Source | None
-    ) -> tuple[Planned, Sequence[Row]]:
+    ) -> tuple[Planned, Sequence[Row | Failure]]:
         """Of the source's rows, or the input's; and some that are asked about."""
         rows = _row_count(self.task, file) if source is None else source.rows_read
         reach = ceil(rows * min(1.0, SAMPLE_BYTES / max(1, file.size)))
@@ -201,42 +195,29 @@ class Planner:
         scale = rows / max(1, len(sample))
         kept = [row for row in sample if not isinstance(row, Dropped)]
         out = Counter(f"are dropped by {row.rule}" for row in sample if isinstance(row, Dropped))
-        asked, tokens, failed, plan = list[Row](), 0, 0, Planned(file.key_path, step.name, why)
-        if not isinstance(step, AskingStage):
-            return replace(plan, rows=round(len(kept) * scale), left_out=_scaled(out, scale)), []
-        for row in kept:
-            request = row if isinstance(row, Failure) else step.ask(row)
-            if isinstance(request, Failure):
-                failed += 1
-                out[_told(request)] += 1
-            elif isinstance(row, dict):
-                asked.append(row)
-                tokens += _tokens(request)
-        plan = replace(
-            plan,
-            rows=round(len(kept) * scale) * step.samples,
-            cannot_be_asked=round(failed * scale) * step.samples,
-            in_journal=0 if self.fresh else _in_journal(step, file, rows, source),
-            left_out=_scaled(out, scale),
+        asks = list[tuple[Row | Failure, Asked]]()
+        if isinstance(step, AskingStage):
+            asks += ((row, row if isinstance(row, Failure) else step.ask(row)) for row in kept)
+        out.update(_told(each) for _, each in asks if isinstance(each, Failure))
+        asked = [each for each in asks if isinstance(each[1], ChatRequest)]
+        n = step.samples if isinstance(step, AskingStage) else 1
+        plan = Planned(
+            file.key_path,
+            step.name,
+            why,
+            rows=round(len(kept) * scale) * n,
+            cannot_be_asked=round((len(asks) - len(asked)) * scale) * n,
+            in_journal=_in_journal(step, file, rows, source),
+            left_out={told: round(count * scale) for told, count in out.items()},
         )
-        return self._priced(step, plan, tokens / max(1, len(asked))), asked
+        return _sent(step, plan, [each for _, each in asked]), [row for row, _ in asked]
 
-    def _rating(self, judge: Scores, plan: Planned, rows: Sequence[Row]) -> Planned:
+    def _rating(self, judge: Scores, plan: Planned, rows: Sequence[Row | Failure]) -> Planned:
         """Of answers that are not there yet, each as long as it may be."""
-        asks = [judge.ask({**row, judge.input_key: "…"}) for row in rows]
-        tokens = sum(map(_tokens, asks)) / max(1, len(asks)) + (self._answer(self.first) or 0)
-        answers = plan.rows - plan.cannot_be_asked
-        rated = Planned(plan.file, judge.name, AN_ESTIMATE, answers)
-        return self._priced(judge, rated, tokens)
-
-    def _priced(self, step: AskingStage, plan: Planned, tokens: float) -> Planned:
-        """With what it sends, of so many tokens each."""
-        to_send = max(0, plan.rows - plan.cannot_be_asked - plan.in_journal)
-        (asked, answered), answer = step.model.token_prices[:2], self._answer(step)
-        prompt, cost = ceil(to_send * tokens), None
-        if asked is not None and answered is not None and answer is not None:
-            cost = (prompt * asked + to_send * answer * answered) / MILLION
-        return replace(plan, to_send=to_send, prompt_tokens=prompt, cost_usd=cost)
+        asks = [judge.ask({**row, judge.input_key: "…"}) for row in rows if isinstance(row, dict)]
+        answers, own = plan.rows - plan.cannot_be_asked, self._answer(self.first) or 0
+        rated = Planned(plan.file, judge.name, "one for each answer, at most", answers)
+        return _sent(judge, rated, asks, own)
 
     def _answer(self, step: Stage) -> int | None:
         """Tokens of one answer: the user's guess, or a cap."""
@@ -248,36 +229,37 @@ class Planner:
         """What the next run does, in all."""
         whys = Counter({each.file: each.why for each in reversed(plans)}.values())
         yield f"files: {by_count(whys + Counter({'up to date': up_to_date}))}"
-        left_out = Counter[str]()
-        for each in plans:
-            left_out.update(each.left_out)
+        left_out = sum((Counter(each.left_out) for each in plans), Counter[str]())
         for told, rows in left_out.most_common(SHOWN_CAUSES):
             first, *more = dict.fromkeys(each.file for each in plans if told in each.left_out)
             of = f"{first} and {len(more):,} more" if more else first
             yield f"about {rows:,} rows of {of} {told}"
         if (retry := Retry.killed(self.task)) is not None:
             yield f"first: what a retry of {len(retry.files):,} files that was interrupted has left"
-        asking = [each for each in self.task.stages if isinstance(each, AskingStage)]
-        for step in asking:
-            own = [each for each in plans if each.step == step.name]
-            yield from self._cost(step, own, f" by {step.name}" * (len(asking) > 1))
-        if not asking:
+        for step in self.task.stages:
+            if isinstance(step, AskingStage):
+                yield from self._cost(step, [each for each in plans if each.step == step.name])
+        if not isinstance(self.first, AskingStage):
             about = self.first.about if self.first.answers else "no step of the task asks a model"
             yield f"to send: nothing; {about}"
 
-    def _cost(self, step: AskingStage, plans: Sequence[Planned], by: str) -> Iterator[str]:
+    def _cost(self, step: AskingStage, plans: Sequence[Planned]) -> Iterator[str]:
         requests, tokens = (sum(getattr(each, name) for each in plans) for name in _SUMMED[-2:])
-        yield f"to send{by}: about {requests:,} requests, {tokens:,} prompt tokens"
+        yield f"to send: about {requests:,} requests, {tokens:,} prompt tokens ({step.name})"
         told = "unknown; give `prices` in the model file, and max_tokens there or --answer-tokens"
-        costs = [each.cost_usd for each in plans if each.cost_usd is not None]
-        if requests and len(costs) == len(plans):
+        (asked, answered), answer = step.model.token_prices[:2], self._answer(step)
+        if asked is not None and answered is not None and answer is not None:
+            usd = (tokens * asked + requests * answer * answered) / MILLION
             word = "about" if self.answer_tokens else "about, or less,"
-            told = f"{word} {sum(costs):,.4f} USD with {self._answer(step):,} tokens per answer"
-        yield from [f"cost{by}: {told}"] * bool(requests)
+            told = f"{word} {usd:,.4f} USD with {answer:,} tokens per answer"
+        yield from [f"cost: {told} ({step.name})"] * bool(requests)
 
 
-def _scaled(counts: Counter[str], scale: float) -> dict[str, int]:
-    return {name: round(count * scale) for name, count in counts.items()}
+def _sent(step: Stage, plan: Planned, asks: Sequence[Asked], more_tokens: int = 0) -> Planned:
+    """With what it sends, of so many tokens as these requests have."""
+    left = plan.rows - plan.cannot_be_asked - plan.in_journal if step.asks else 0
+    tokens = sum(map(_tokens, asks)) / max(1, len(asks)) + more_tokens
+    return replace(plan, to_send=max(0, left), prompt_tokens=ceil(max(0, left) * tokens))
 
 
 def _told(failure: Failure) -> str:
@@ -305,9 +287,11 @@ def _row_count(task: Task, file: FileInfo) -> int:
     return rows if task.row_limit is None else min(rows, task.row_limit)
 
 
-def _in_journal(step: AskingStage, file: FileInfo, rows: int, source: Source | None) -> int:
+def _in_journal(step: Stage, file: FileInfo, rows: int, source: Source | None) -> int:
     """Rows whose request has a reply, or the final refusal of one, in the journal. Those that
     failed in a rejected result are asked again."""
+    if not isinstance(step, AskingStage):
+        return 0
     key, again = encode_key(file.key_path), 0
     made, accepted = step.latest(key), step.spec.task.max_failure_rate
     if made is not None and not made.accepted and made.failed > made.rows * accepted:

@@ -1,7 +1,7 @@
 """What keeps right tasks from running now: keys, packages, data, columns that no row has."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from threading import Thread
@@ -21,22 +21,19 @@ from modelcall_assets.storage.listing import FileInfo
 STORES_S = 10.0
 
 
-def readiness(tasks: Sequence[Task], *, asks_services: bool) -> list[list[Problem]]:
-    """Of each task. Stores are looked at side by side; what they do not say within seconds is a
-    warning."""
-    found, looks = [[*_of_task(task)] for task in tasks], list[Thread]()
-    for task, told in zip(tasks, found, strict=True):
-        looks.append(Thread(target=_look, args=(task, told, asks_services), daemon=True))
-        is_here = isinstance(task.layout.input_folder, Path)
-        (looks[-1].run if is_here else looks[-1].start)()
-    until = time.monotonic() + STORES_S
-    for task, told, look in zip(tasks, found, looks, strict=True):
-        if look.ident is not None:
-            look.join(max(0, until - time.monotonic()))
-        if look.is_alive():
-            wrong = f"not all that is in the store could be looked at within {STORES_S:g} s"
-            told.append(task.warning(wrong, fix="check the network, and the store's endpoint"))
-    return found
+def readiness(task: Task, *, asks_services: bool) -> Iterable[Problem]:
+    """A store is looked at meanwhile; what it does not say within seconds is a warning."""
+    told, until = [*_of_task(task)], time.monotonic() + STORES_S
+    look = Thread(target=_look, args=(task, told, asks_services), daemon=True)
+    is_here = isinstance(task.layout.input_folder, Path)
+    (look.run if is_here else look.start)()
+    return told if is_here else _awaited(task, told, look, until)
+
+
+def _awaited(task: Task, told: list[Problem], look: Thread, until: float) -> Iterator[Problem]:
+    look.join(max(0, until - time.monotonic()))
+    wrong = f"the store has not said all within {STORES_S:g} s; check the network and its endpoint"
+    yield from [*told, task.warning(wrong)] if look.is_alive() else told
 
 
 def _of_task(task: Task) -> Iterator[Problem]:
@@ -45,10 +42,8 @@ def _of_task(task: Task) -> Iterator[Problem]:
             check_ready()
         except SetupError as error:
             yield from error.problems
-    for stage in task.stages:
-        if not isinstance(stage, AskingStage) or stage.samples == 1:
-            continue
-        if stage.params.get("temperature") == 0:
+    for stage in (each for each in task.stages if isinstance(each, AskingStage)):
+        if stage.samples > 1 and stage.params.get("temperature") == 0:
             wrong = f"{stage.samples} answers to a row by a model at temperature 0 are alike"
             yield task.warning(wrong, field="generate_response.samples", fix="raise it")
 
@@ -56,17 +51,16 @@ def _of_task(task: Task) -> Iterator[Problem]:
 def _look(task: Task, told: list[Problem], asks_services: bool) -> None:
     """At the input, if it needs no environment service that may not be asked: what the stages lack;
     else two files with one output, and what the first rows of files do not have, each once."""
-    prepared = task.find(Prepared)
+    prepared, own = task.find(Prepared), task.spec.file_name
     try:
         sources = () if prepared is None or asks_services else prepared.inputs.sources.values()
-        is_service = any(isinstance(e, EnvironmentTasks) for s in sources for e in s.leaves())
-        lacking = [] if task.absent_input is None else [task.absent_input]
-        if not lacking and not is_service:
-            lacking = [problem for stage in task.stages for problem in stage.lacks()]
-            own = task.spec.file_name  # what is said of other files is more than absent data
-            lacking = [replace(each, unready=each.file == own) for each in lacking]
-        told += lacking
-        if not lacking and not is_service and not task.linked:
+        if any(isinstance(leaf, EnvironmentTasks) for each in sources for leaf in each.leaves()):
+            return
+        lacking = [task.absent_input] if task.absent_input else []
+        lacking = lacking or [problem for stage in task.stages for problem in stage.lacks()]
+        # What is said of other files is more than data that is not there.
+        told += (replace(each, unready=each.file == own) for each in lacking)
+        if not lacking and not task.linked:
             told += _of_files(task, task.inputs.files())
     except SetupError as error:
         told += error.problems
@@ -88,27 +82,21 @@ def _of_files(task: Task, files: Sequence[FileInfo]) -> Iterator[Problem]:
 
 
 def _of_file(task: Task, file: FileInfo) -> Iterator[tuple[Problem, int]]:
-    """{} stands for its first rows, so many."""
+    """What is wrong with so many first rows, for which {} stands."""
+    stage, reading = task.find(Preprocessed), task.stages[0].reading
     try:
-        yield from _absent_columns(task, file)
-        rows = prepared_rows(task, file, ROWS_LOOKED_AT)
-        kept = [row for row in rows if not isinstance(row, Dropped)]
+        if stage is not None and is_data_file(file.place.name):
+            rows = first_rows(file.place, reading)
+            names = column_names(rows)
+            for place, column in stage.recipe.absent(names).items() if rows else ():
+                wrong, fix = f"no column {column} in {{}}", did_you_mean(column, names)
+                field, have = f"preprocess.{place}", _columns(rows)
+                yield task.warning(wrong, field=field, have=have, fix=fix), len(rows)
+        found = prepared_rows(task, file, ROWS_LOOKED_AT)
+        kept = [row for row in found if not isinstance(row, Dropped)]
         yield from ((problem, len(kept)) for problem in _unanswerable(task, kept))
     except InputError as error:
         yield task.warning(str(error).replace(str(file.place), "{}", 1)), 0
-
-
-def _absent_columns(task: Task, file: FileInfo) -> Iterator[tuple[Problem, int]]:
-    """Columns that preprocessing names and that the first rows do not have."""
-    stage = task.find(Preprocessed)
-    if stage is None or not is_data_file(file.place.name):
-        return
-    rows = first_rows(file.place, task.stages[0].reading)
-    names = column_names(rows)
-    for place, column in stage.recipe.absent(names).items() if rows else ():
-        fix, field = did_you_mean(column, names), f"preprocess.{place}"
-        wrong = f"no column {column} in {{}}"
-        yield task.warning(wrong, field=field, have=_columns(rows), fix=fix), len(rows)
 
 
 def _unanswerable(task: Task, rows: Sequence[Row | Failure]) -> Iterator[Problem]:

@@ -258,11 +258,10 @@ class Results:
         return row is None or row["code_version"] is not None
 
     def is_due(self, stage: Stage, key: str, before: str | None = None) -> bool:
-        """Whether a result is no accepted one, is gone, or would be made otherwise now."""
         return bool(self.why_due(stage, key, before))
 
     def why_due(self, stage: Stage, key: str, before: str | None = None) -> str:
-        """In words; empty when it is not."""
+        """Why a run would make a partition; empty when it would not."""
         if (stage.name, key, False) in self.rows:
             return "failed before"
         if (row := self.rows.get((stage.name, key, True))) is None:
@@ -272,11 +271,11 @@ class Results:
         if stage.gathers:
             is_gone = bool(stage.outdated([key]))
         elif stage.upstream is None:
-            has_moved = row["uri"] not in (None, str(stage.layout.input_place(key)))
-            is_gone = has_moved or key not in self.inputs
+            uris = None, str(stage.layout.input_place(key))
+            is_gone = row["uri"] not in uris or key not in self.inputs
         else:
-            place = str(stage.output(key))
-            is_gone = row["output"] != place or place not in self._outputs[stage.name]
+            is_gone = row["output"] != str(stage.output(key))
+            is_gone = is_gone or row["output"] not in self._outputs[stage.name]
         return "gone, or elsewhere now" * is_gone
 
     def changed(self, stage: Stage, key: str, before: str | None = None) -> str:
@@ -296,10 +295,8 @@ class Results:
             return "" if is_same else "the input file has changed"
         if stage.gathers:
             return "other files to gather" * stage.members_changed(key)
-        before = before or self._there(stage.upstream).rows.get(
-            (stage.upstream.name, key, True), {}
-        ).get("content")
-        is_same = before == row["made_of"]
+        now_there = self._there(stage.upstream).rows.get((stage.upstream.name, key, True), {})
+        is_same = (before or now_there.get("content")) == row["made_of"]
         return "" if is_same else f"{stage.upstream.name} has changed since {stage.name} was made"
 
     def _there(self, stage: Stage) -> Results:
