@@ -985,7 +985,7 @@ class TestTokenizers:
 
     def test_a_file_that_is_missing_is_told(self, project: Project) -> None:
         task(project, "universal", tokenizer="gone/tokenizer.json")
-        told = "preprocess.tokenizer: no such file; have gone/tokenizer.json"
+        told = "preprocess.tokenizer: no such file; found gone/tokenizer.json"
         assert told in project.run("check", TASK).out
 
 

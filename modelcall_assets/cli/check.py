@@ -61,12 +61,11 @@ def check(paths: tuple[Path, ...], strict: bool) -> None:
         root = _root_of(path)
         for problem in with_lines(found, root):
             # A file can be right where its task cannot run: without the keys, for example.
+            told = replace(problem, severity="warning") if problem.unready else problem
             if problem.unready and is_all:
-                waiting[Path(problem.file).stem] = None
+                waiting[path.stem] = None
             else:
-                problems.append(
-                    replace(problem, severity="warning") if problem.unready else problem
-                )
+                problems.append(told)
         tasks = catalog_of(root).tasks if path.is_relative_to(root / "configs" / "tasks") else ()
         for spec in (spec for spec in tasks if spec.path == path):
             for place, where in relative_places(spec).items():

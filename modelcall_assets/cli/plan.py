@@ -43,7 +43,6 @@ from modelcall_assets.storage.rows import count_rows, record_id
 from modelcall_assets.transforms.texts import count_tokens
 
 SHOWN_FILES = 40
-SHOWN_CAUSES = 10
 MILLION = 1_000_000
 SAMPLE_ROWS = 50
 SAMPLE_BYTES = 64 << 20
@@ -88,21 +87,17 @@ def plan(task: Task, answer_tokens: int | None, as_json: bool) -> None:
     \b
       modelcall plan configs/tasks/my_task.yaml --answer-tokens 150
     """
-    planner, plans = Planner(task, answer_tokens), list[Planned]()
-    up_to_date, unreadable = 0, list[str]()
+    planner, plans, unreadable = Planner(task, answer_tokens), list[Planned](), list[str]()
     for file in planner.files:
         try:
-            found = [*planner.planned(file)]
-            plans += found
-            up_to_date += not found
+            plans += planner.planned(file)
         except InputError as error:
             unreadable.append(str(error))
     _show(plans, as_json)
-    lines = [*planner.outlook(plans, up_to_date)]
+    lines = [*planner.outlook(plans, len(unreadable))]
     try:
         if in_the_way := [*_in_the_way(task)]:
-            as_if = "the numbers count the rows of these files as if there were nothing"
-            lines += [*in_the_way[:SHOWN_FILES], as_if]
+            lines += [*in_the_way[:SHOWN_FILES], "all rows are counted as if there were nothing"]
     except InputError as error:
         unreadable.append(str(error))
     for line in lines:
@@ -225,12 +220,13 @@ class Planner:
         most = params.get("max_tokens") or params.get("max_completion_tokens")
         return self.answer_tokens or most
 
-    def outlook(self, plans: Sequence[Planned], up_to_date: int) -> Iterator[str]:
+    def outlook(self, plans: Sequence[Planned], unreadable: int) -> Iterator[str]:
         """What the next run does, in all."""
         whys = Counter({each.file: each.why for each in reversed(plans)}.values())
-        yield f"files: {by_count(whys + Counter({'up to date': up_to_date}))}"
+        up_to_date = Counter({"up to date": len(self.files) - whys.total() - unreadable})
+        yield f"files: {by_count(whys + up_to_date)}"
         left_out = sum((Counter(each.left_out) for each in plans), Counter[str]())
-        for told, rows in left_out.most_common(SHOWN_CAUSES):
+        for told, rows in left_out.most_common(SHOWN_FILES):
             first, *more = dict.fromkeys(each.file for each in plans if told in each.left_out)
             of = f"{first} and {len(more):,} more" if more else first
             yield f"about {rows:,} rows of {of} {told}"
@@ -302,8 +298,7 @@ def _in_journal(step: Stage, file: FileInfo, rows: int, source: Source | None) -
         found, addresses = 0, Addresses(step.samples)
         for row in prepared_rows(step.task, file, rows, source=source):
             if isinstance(row, dict) and isinstance(asked := step.ask(row), ChatRequest):
-                times = range(step.samples)
-                found += sum(addresses.next(asked.key) in journal for _ in times)
+                found += sum(addresses.next(asked.key) in journal for _ in range(step.samples))
         return max(0, found - again)
 
 

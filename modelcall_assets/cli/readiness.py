@@ -10,7 +10,6 @@ from modelcall_assets.cli.plan import prepared_rows
 from modelcall_assets.errors import InputError, Problem, SetupError, did_you_mean
 from modelcall_assets.records import is_data_file
 from modelcall_assets.records.outcome import Dropped, Failure, Row
-from modelcall_assets.sources.environment import EnvironmentTasks
 from modelcall_assets.stages.asking import AskingStage
 from modelcall_assets.stages.prepared import Prepared
 from modelcall_assets.stages.preprocessed import Preprocessed
@@ -54,7 +53,7 @@ def _look(task: Task, told: list[Problem], asks_services: bool) -> None:
     prepared, own = task.find(Prepared), task.spec.file_name
     try:
         sources = () if prepared is None or asks_services else prepared.inputs.sources.values()
-        if any(isinstance(leaf, EnvironmentTasks) for each in sources for leaf in each.leaves()):
+        if any(leaf.is_service for each in sources for leaf in each.leaves()):
             return
         lacking = [task.absent_input] if task.absent_input else []
         lacking = lacking or [problem for stage in task.stages for problem in stage.lacks()]
@@ -75,9 +74,7 @@ def _of_files(task: Task, files: Sequence[FileInfo]) -> Iterator[Problem]:
             found.setdefault(replace(problem, have=""), []).append((rows, file, problem.have))
     for problem, ((rows, file, have), *more) in found.items():
         where = f"the first {rows} rows of " * bool(rows) + file.key_path
-        if more:
-            count = f"{len(more) + 1} of {len(files)} files"
-            where = f"the first rows of {count}, such as {file.key_path}"
+        where += f" and of {len(more):,} more files" * bool(more)
         yield replace(problem, wrong=problem.wrong.replace("{}", where, 1), have=have)
 
 
