@@ -26,7 +26,7 @@ class Problem:
 
     def __str__(self) -> str:
         expected = self.expected and f"expected {self.expected}"
-        parts = self.wrong, expected, self.have and f"have {self.have}", self.fix
+        parts = self.wrong, expected, self.have and f"found {self.have}", self.fix
         place = f"{self.file}:{self.field}" if self.field else self.file
         line = "" if self.line is None else f" (line {self.line})"
         return f"{place}: {'; '.join(filter(None, parts))}{line}"

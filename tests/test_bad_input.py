@@ -332,7 +332,7 @@ class TestFiles:
             "error: preprocess_error: TypeError: the text is not a string"
             in project.run("try", TASK).out
         )
-        assert re.search(r"1 files *│ *2 ", project.run("plan", TASK).out)
+        assert re.search(r"1 files *│ *│ *2 ", project.run("plan", TASK).out)
 
     def test_columns_that_preprocessing_names_and_no_row_has(self, project: Project) -> None:
         mapping = {
@@ -369,7 +369,7 @@ class TestFiles:
         for name in ("x.jsonl", "y.parquet"):
             project.write_input(name, rows)
         tokens = [
-            int(line.split("│")[3].replace(",", ""))
+            int(line.split("│")[5].replace(",", ""))
             for line in project.run("plan", TASK).out.split("\n")
             if ".jsonl" in line or ".parquet" in line
         ]
@@ -424,18 +424,18 @@ SETUPS = {
     ),
     "an output folder that is a file": Setup(
         lambda project, _: project.write_task({"data": {"output_folder": TASK}}),
-        [f"{TASK}:data.output_folder: a file stands there; expected a folder; have {TASK}"],
+        [f"{TASK}:data.output_folder: a file stands there; expected a folder; found {TASK}"],
     ),
     "a journal folder below a file": Setup(
         lambda project, _: project.write_task({"data": {"journal_folder": f"{TASK}/a/b"}}),
-        [f"{TASK}:data.journal_folder: a file stands there; expected a folder; have {TASK}"],
+        [f"{TASK}:data.journal_folder: a file stands there; expected a folder; found {TASK}"],
     ),
     "an output folder that is a link to nothing": Setup(
         lambda project, _: (
             (project.root / "out").symlink_to("nowhere"),
             project.write_task({"data": {"output_folder": "./out/scores"}}),
         ),
-        [f"{TASK}:data.output_folder: a link to nothing stands there; expected a folder; have out"],
+        [f"{TASK}:data.output_folder: a link to nothing stands there; expected a folder; found"],
     ),
     "two inputs with one output": Setup(
         lambda project, _: project.write_input("good.parquet", some_rows(1)),
@@ -473,7 +473,7 @@ class TestSetUp:
         if os.access(folder, os.W_OK):
             pytest.skip("this user may write anywhere")
         project.write_task({"data": {"output_folder": "./locked/scores"}})
-        told = f"{TASK}:data.output_folder: cannot be written to; have {folder}; choose another"
+        told = f"{TASK}:data.output_folder: cannot be written to; found {folder}; choose another"
         for arguments, code in (("check",), 0), (("run-task", TASK), 2):
             ended = project.run(*arguments)
             assert ended.code == code, ended
@@ -489,7 +489,7 @@ class TestSetUp:
         ended = project.run("run-task", TASK)
         assert ended.code == 2, ended
         assert "error: environment:DAGSTER_HOME: Dagster cannot keep its runs there: " in ended.err
-        assert f"have {place}; name another folder" in ended.err
+        assert f"found {place}; name another folder" in ended.err
 
 
 def asked_of(project: Project, name: str) -> list[str]:
@@ -513,7 +513,7 @@ class TestPrompts:
         assert checked.code == 0
         assert (
             f"warning: {TASK}:data: none of the first 3 rows of good.jsonl can be scored: the row "
-            "has no value in column 'lang', which the prompt asks for; have the columns id, text"
+            "has no value in column 'lang', which the prompt asks for; found the columns id, text"
         ) in checked.out
         ended = project.run("run-task", TASK)
         assert ended.code == 1
@@ -572,13 +572,13 @@ class TestPrompts:
             "none of the first 3 rows of good.jsonl can be scored: input column 'content' is"
             in (checked.out)
         )
-        assert "have the columns id, text; compare data.input_key and the" in checked.out
+        assert "found the columns id, text; compare data.input_key and the" in checked.out
 
     @pytest.mark.parametrize(
         ("prompt", "have"),
         [
-            ("Judge {code}", "have code; name one of those, or write {text} in the prompt"),
-            ("Judge this", "have a prompt without placeholders"),
+            ("Judge {code}", "found code; name one of those, or write {text} in the prompt"),
+            ("Judge this", "found a prompt without placeholders"),
         ],
     )
     def test_a_prompt_that_does_not_send_the_text_is_a_warning(

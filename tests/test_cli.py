@@ -296,8 +296,8 @@ class TestPlan:
     ) -> None:
         unknown = project.run("plan", TASK)
         assert unknown.code == 0
-        assert re.search(r"a\.jsonl\s+│\s+4\s+│\s+[1-9]\d+\s+│\s+0", unknown.out), unknown.out
-        assert re.search(r"3 files\s+│\s+12\s+│\s+[\d,]+\s+│\s+0", unknown.out)
+        assert re.search(r"a\.jsonl\s+│ new │\s+4 │\s+4 │\s+[1-9]\d+ │", unknown.out), unknown
+        assert re.search(r"3 files\s+│\s+│\s+12 │\s+12 │\s+[\d,]+ │", unknown.out)
         assert "to send: about 12 requests" in unknown.out
         assert "cost: unknown; give `prices` in the model file" in unknown.out
         assert server.stats()["requests"] == 0
@@ -311,7 +311,7 @@ class TestPlan:
 
         assert project.run("run-task", TASK, "--file", A).code == 0
         later = project.run("plan", TASK, "--answer_tokens", "50")
-        assert re.search(r"3 files\s+│\s+12\s+│\s+[\d,]+\s+│\s+4", later.out), later.out
+        assert "files: new 2, up to date 1" in later.out
         assert "to send: about 8 requests" in later.out
         assert "cost: about 0.4000 USD" in later.out
 

@@ -1542,7 +1542,7 @@ def test_check_looks_for_the_columns_of_a_data_set(distilling: DistillationProje
     assert first.startswith(f"{place}.input: no column input in the first 2 rows of sets/ins.jsonl")
     assert second.startswith(f"{place}.prompt: no column instruction in ")
     assert second.endswith(
-        "have the columns instructions, output; did you mean instructions? (line 4)"
+        "found the columns instructions, output; did you mean instructions? (line 4)"
     )
 
 
@@ -1583,7 +1583,7 @@ def test_check_asks_for_conversations_to_answer(distilling: DistillationProject)
     distilling.write("in_dir/a.jsonl", '{"text": "q"}\n')
     [line] = distilling.told(single(GENERATE))
     assert "distillation.input_path: none of the first 1 rows of a.jsonl can be answered" in line
-    assert "column 'messages' is absent; have the columns text; conversations are a list" in line
+    assert "column 'messages' is absent; found the columns text; conversations are a list" in line
 
 
 def test_words_of_the_reference_page_are_what_yaml_reads() -> None:

@@ -464,7 +464,7 @@ class TestConfig:
         assert [(str(problem), problem.severity) for problem in problems] == [
             (
                 "task.yaml:distillation.selected_datasets[1]: not in the dataset config; "
-                "have 'org/nam'; did you mean org/name?",
+                "found 'org/nam'; did you mean org/name?",
                 "warning",
             )
         ]

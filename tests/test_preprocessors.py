@@ -308,7 +308,7 @@ class TestGroups:
     def test_commands_know_them(self, project: Project, packs: Path) -> None:
         (packs / "Go/notes.txt").write_text("not a pack")
         assert project.run("check", "--strict", TASK).code == 0
-        assert re.search(r"Go\s+│\s+2 ", project.run("plan", TASK).out)
+        assert re.search(r"Go\s+│ new │\s+2 ", project.run("plan", TASK).out)
         assert "merged representation" in project.run("try", TASK, "--rows", "1").out
         first = project.run("run-task", TASK)
         assert "2 of 2 files scored: 3 rows, 3 succeeded" in first.out
@@ -942,8 +942,8 @@ class TestCleanData:
         task(project, "universal", filters={"min_text_length": 3})
         planned = project.run("plan", TASK)
         assert planned.code == 0, planned
-        assert "dropped: about 20 rows before that: min_text_length 20" in planned.out
-        assert "failed: about 20 rows cannot be asked" in planned.out
+        assert "about 20 rows of a.jsonl are dropped by min_text_length" in planned.out
+        assert "about 20 rows of a.jsonl cannot be asked: bad_line" in planned.out
         assert "to send: about 60 requests" in planned.out
 
     def test_a_package_that_is_missing_stops_the_run_before_it_begins(
@@ -985,7 +985,7 @@ class TestTokenizers:
 
     def test_a_file_that_is_missing_is_told(self, project: Project) -> None:
         task(project, "universal", tokenizer="gone/tokenizer.json")
-        told = "preprocess.tokenizer: no such file; have gone/tokenizer.json"
+        told = "preprocess.tokenizer: no such file; found gone/tokenizer.json"
         assert told in project.run("check", TASK).out
 
 

@@ -519,7 +519,7 @@ class TestBeforehand:
         ended = rules.run("plan", TASK)
         assert ended.code == 0, ended
         assert "to send: nothing; ratings by my_rules:Lengths" in ended.out
-        assert "a.jsonl │    3" in ended.out
+        assert "a.jsonl │ new │    3" in ended.out
         assert "tokens" not in ended.out and "cost" not in ended.out
 
     def test_try_shows_the_row_and_its_result_and_leaves_nothing(self, rules: Rules) -> None:

@@ -174,7 +174,7 @@ def test_tasks_in_a_store_are_linked_and_must_not_clash(project: Storage) -> Non
         "configs/tasks/two.yaml:generate_response.output_path: "
         "configs/tasks/one.yaml writes to the same"
     )
-    assert "have s3://b/one" in str(broken)
+    assert "found s3://b/one" in str(broken)
 
 
 @pytest.mark.parametrize(
@@ -341,6 +341,7 @@ def test_missing_variables_are_named_and_stop_the_tasks_of_the_profile_only(
     assert all(each.unready for each in broken.problems)
     ended = project.check()
     assert ended.code == 0, ended.out
+    ended = project.check("configs/tasks/lab.yaml")
     assert "warning: configs/storage.yaml:stores.lab.endpoint: variable LAB_URL" in ended.out
 
 

@@ -3,9 +3,10 @@ rewrites config files of the old system."""
 
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import click
 import yaml
 
 from modelcall_assets.cli.options import EXISTING_FILE, force_option, refuse_existing
-from modelcall_assets.cli.plan import prepared_rows
+from modelcall_assets.cli.readiness import readiness
 from modelcall_assets.cli.terminal import echo, echo_data
 from modelcall_assets.config import Content, Parse
 from modelcall_assets.config.batches import migrate_batch
@@ -32,17 +33,10 @@ from modelcall_assets.config.migrate import TREATMENTS, Migration, migrate_file
 from modelcall_assets.config.model import parse_model
 from modelcall_assets.config.places import STORAGE_FILE, parse_storage, shown_path
 from modelcall_assets.config.prompt import parse_prompt
-from modelcall_assets.config.spec import TaskSpec, relative_places
-from modelcall_assets.errors import InputError, Problem, SetupError, did_you_mean
-from modelcall_assets.records import is_data_file
-from modelcall_assets.records.outcome import Dropped, Failure, Row
+from modelcall_assets.config.spec import relative_places
+from modelcall_assets.errors import Problem, SetupError
 from modelcall_assets.records.secrets import looks_secret
-from modelcall_assets.stages.asking import AskingStage
-from modelcall_assets.stages.prepared import SourceInputs
-from modelcall_assets.stages.preprocessed import Preprocessed
-from modelcall_assets.stages.source import ROWS_LOOKED_AT, column_names, first_rows
 from modelcall_assets.stages.task import Task
-from modelcall_assets.storage.listing import FileInfo
 
 
 @click.command()
@@ -51,24 +45,35 @@ from modelcall_assets.storage.listing import FileInfo
 def check(paths: tuple[Path, ...], strict: bool) -> None:
     """Check task files and those that they name: PATHS, or all of the project's configs/.
 
-    Prints every problem as file:field, with its line, and exits with 1 when there is an error. What
-    is right but cannot run here yet, such as a task whose key is not set, is a warning.
+    Prints every problem as file:field, with its line, and exits with 1 when there is an error. The
+    first rows of the input files are looked at too. What is right but cannot run here yet, such as
+    a task whose key or data is not there, is a warning; without PATHS such files are only named,
+    and no environment service is asked.
 
     \b
       modelcall check
       modelcall check configs/tasks/my_task.yaml
     """
     files, problems = _files(paths or (find_root(Path.cwd()) / "configs",))
-    catalog_of = cache(load_catalog)
-    for path in files:
+    catalog_of, is_all, waiting = cache(load_catalog), not paths and not strict, dict[str, None]()
+    # All of them begin before one is waited for: some are in stores.
+    looks = [(path, _problems_of(path, _root_of(path), catalog_of, is_all)) for path in files]
+    for path, found in looks:
         root = _root_of(path)
-        for problem in with_lines(_problems_of(path, root, catalog_of), root):
+        for problem in with_lines(found, root):
             # A file can be right where its task cannot run: without the keys, for example.
-            problems.append(replace(problem, severity="warning") if problem.unready else problem)
+            told = replace(problem, severity="warning") if problem.unready else problem
+            if problem.unready and is_all:
+                waiting[path.stem] = None
+            else:
+                problems.append(told)
         tasks = catalog_of(root).tasks if path.is_relative_to(root / "configs" / "tasks") else ()
         for spec in (spec for spec in tasks if spec.path == path):
             for place, where in relative_places(spec).items():
                 echo(f"{spec.file_name}:{place}: is {where}")
+    if waiting:
+        told = f"{', '.join(waiting)}; `modelcall check FILE` says for what"
+        echo(f"{len(waiting)} files wait for keys, variables or data: {told}")
     unique = sorted(dict.fromkeys(problems), key=lambda problem: problem.file)
     for problem in unique:
         echo(f"{problem.severity}: {problem}")
@@ -103,7 +108,7 @@ def _root_of(path: Path) -> Path:
 
 
 def _problems_of(
-    path: Path, root: Path, catalog_of: Callable[[Path], Catalog]
+    path: Path, root: Path, catalog_of: Callable[[Path], Catalog], is_all: bool
 ) -> Iterable[Problem]:
     file = shown_path(path, root)
     try:
@@ -112,7 +117,8 @@ def _problems_of(
         return error.problems
     if (parse := _parser(path, root, data)) is not None:
         return parse(data, file)[1]
-    return (as_written(each, data) for each in _task_problems(path, root, catalog_of(root)))
+    found = _task_problems(path, root, catalog_of(root), is_all)
+    return (as_written(each, data) for each in found)
 
 
 def _parser(path: Path, root: Path, data: Content) -> Parse | None:
@@ -132,85 +138,15 @@ def _parser(path: Path, root: Path, data: Content) -> Parse | None:
     return parse_datasets if is_of_distillation or are_datasets(data) else None
 
 
-def _task_problems(path: Path, root: Path, catalog: Catalog) -> Iterable[Problem]:
+def _task_problems(path: Path, root: Path, catalog: Catalog, is_all: bool) -> Iterable[Problem]:
     """Problems of a task as the project sees it; a template or a stray file stands alone."""
     try:
         spec = catalog.task(path) or load_task(path, root)
     except SetupError as error:
         return error.problems
-    return [*spec.warnings, *_readiness(spec)]
-
-
-def _readiness(spec: TaskSpec) -> Iterator[Problem]:
-    """Told as warnings: the file itself is right."""
-    task = Task(spec)
-    for check_ready in (task.check_ready, *(each.check_ready for each in task.overviews)):
-        try:
-            check_ready()
-        except SetupError as error:
-            yield from error.problems
-    if not isinstance(task.layout.input_folder, Path):
-        return  # a store that is not there would hold everything up: `plan` asks it
-    if (absent := task.absent_input) is not None:
-        yield absent
-    else:
-        yield from _input_problems(task)
-
-
-def _input_problems(task: Task) -> Iterator[Problem]:
-    """What the stages lack; else, of the task's own input, two files with one output, and columns
-    that the first rows there are do not have."""
-    try:
-        lacking = [problem for stage in task.stages for problem in stage.lacks()]
-        yield from lacking
-        for file in () if lacking or task.linked else task.inputs.files():
-            yield from _absent_columns(task, file)
-            rows = prepared_rows(task, file, ROWS_LOOKED_AT)
-            if kept := [row for row in rows if not isinstance(row, Dropped)]:
-                yield from _unanswerable(task, file.key_path, kept)
-                if not isinstance(task.inputs, SourceInputs):  # files are alike, sources are not
-                    return
-    except SetupError as error:
-        yield from error.problems
-    except InputError as error:
-        yield task.warning(str(error))
-
-
-def _absent_columns(task: Task, file: FileInfo) -> Iterator[Problem]:
-    """Columns that preprocessing names and that the first rows do not have."""
-    stage = task.find(Preprocessed)
-    if stage is None or not is_data_file(file.place.name):
-        return
-    rows = first_rows(file.place, task.stages[0].reading)
-    names = column_names(rows)
-    for place, column in stage.recipe.absent(names).items() if rows else ():
-        wrong = f"no column {column} in the first {len(rows)} rows of {file.key_path}"
-        fix, have = did_you_mean(column, names), _columns(rows)
-        yield task.warning(wrong, field=f"preprocess.{place}", have=have, fix=fix)
-
-
-def _unanswerable(task: Task, file: str, rows: Sequence[Row | Failure]) -> Iterator[Problem]:
-    """When no row can be asked, something common to all is wrong: a column's name, for example."""
-    stage = task.first_answering
-    if stage is None:
-        return
-    asked = [
-        stage.ask(row) if isinstance(stage, AskingStage) and not isinstance(row, Failure) else row
-        for row in rows
-    ]
-    failures = [each.detail for each in asked if isinstance(each, Failure)]
-    if len(failures) < len(asked):
-        return
-    wrong = f"none of the first {len(asked)} rows of {file} can be {stage.done}: "
-    wrong += failures[0][:200]
-    have = _columns([row for row in rows if not isinstance(row, Failure)])
-    field, fix = stage.hint
-    yield task.warning(wrong, field=field, have=have, fix=fix if have else "")
-
-
-def _columns(rows: Sequence[Row]) -> str:
-    names = column_names(rows)
-    return f"the columns {', '.join(names)}" if names else ""
+    if is_all and "templates" in path.parts:
+        return spec.warnings
+    return chain(spec.warnings, readiness(Task(spec), asks_services=not is_all))
 
 
 _OTHER_BREAKS = re.compile("[\x85\u2028\u2029\ufeff]")

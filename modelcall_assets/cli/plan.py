@@ -2,31 +2,42 @@
 
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from math import ceil
 
 import click
 import orjson
-from rich.console import Console
 
 from modelcall_assets.cli.options import task_argument
-from modelcall_assets.cli.terminal import cell, echo, echo_first, table_of
+from modelcall_assets.cli.terminal import echo, json_option, print_rows
 from modelcall_assets.errors import InputError
-from modelcall_assets.journal.lines import Address
+from modelcall_assets.journal.lines import Addresses
 from modelcall_assets.llm.dialogue import ChatRequest
 from modelcall_assets.records import decode_key, encode_key, is_data_file
-from modelcall_assets.records.outcome import NEVER_ASKED, BadLine, Dropped, Failure, Row, bad_line
+from modelcall_assets.records.outcome import (
+    NEVER_ASKED,
+    BadLine,
+    Dropped,
+    Failure,
+    Reason,
+    Row,
+    bad_line,
+    short,
+)
+from modelcall_assets.stages import Stage
 from modelcall_assets.stages.asking import AskingStage
 from modelcall_assets.stages.inputs import GroupedInputs
 from modelcall_assets.stages.publication import CHANGED, NOT_OURS, others
 from modelcall_assets.stages.replay import Asked
 from modelcall_assets.stages.report import by_count
-from modelcall_assets.stages.source import Part, batches_of
+from modelcall_assets.stages.scores import Scores
+from modelcall_assets.stages.source import Part, Source, batches_of
 from modelcall_assets.stages.standing import Retry
+from modelcall_assets.stages.summary import Results
 from modelcall_assets.stages.task import Task
-from modelcall_assets.storage.listing import FileInfo
+from modelcall_assets.storage.listing import FileInfo, stat_file
 from modelcall_assets.storage.publishing import read_manifest
 from modelcall_assets.storage.rows import count_rows, record_id
 from modelcall_assets.transforms.texts import count_tokens
@@ -38,19 +49,23 @@ SAMPLE_BYTES = 64 << 20
 """Of a file: how far the rows of a sample lie apart."""
 MESSAGE_TOKENS = 4
 """What the chat format adds to each message; an estimate."""
+_SUMMED = ("rows", "cannot_be_asked", "in_journal", "to_send", "prompt_tokens")
 
 
 @dataclass(frozen=True, slots=True)
-class FilePlan:
-    """An input file before it is scored. All but `journalled` are estimates from some rows:
-    `rows` are left after preprocessing, `failed` of them cannot be asked, `dropped` are by rule."""
+class Planned:
+    """What a step does about a file, and why. All but `in_journal` are estimates from some rows:
+    `rows` are answers, where there are several to a row; `left_out` says why rows have none."""
 
-    key_path: str
-    rows: int
-    prompt_tokens: int
-    journalled: int
-    failed: int = 0
-    dropped: Mapping[str, int] = field(default_factory=dict[str, int])
+    file: str
+    step: str
+    why: str
+    rows: int = 0
+    cannot_be_asked: int = 0
+    in_journal: int = 0
+    to_send: int = 0
+    prompt_tokens: int = 0
+    left_out: Mapping[str, int] = field(default_factory=dict[str, int])
 
 
 @click.command("plan")
@@ -60,33 +75,47 @@ class FilePlan:
     type=click.IntRange(1),
     help="Tokens of one answer; default: the model file's max_tokens.",
 )
-def plan(task: Task, answer_tokens: int | None) -> None:
-    """Show the files of TASK.yaml, their rows, estimated tokens and cost. Sends nothing.
+@json_option
+def plan(task: Task, answer_tokens: int | None, as_json: bool) -> None:
+    """Show what the next run of TASK.yaml would send, file by file, and why. Sends nothing.
 
-    Prompt tokens are extrapolated from fifty rows of each file with the o200k vocabulary;
-    the journal column counts records that have a reply already. Files that others have left where
-    the outputs belong are named, and whether the next run adopts them or refuses.
+    A file is new, or its input, prompt or model has changed, or it failed or was not finished.
+    Prompt tokens are extrapolated from fifty rows of each file with the o200k vocabulary; what is
+    in the journal has a reply already. Files that others have left where the outputs belong are
+    named, and whether the next run adopts them or refuses.
 
     \b
       modelcall plan configs/tasks/my_task.yaml --answer-tokens 150
     """
-    plans, unreadable, in_the_way = list[FilePlan](), list[InputError](), list[str]()
-    for file in task.inputs.files():
+    planner, plans, unreadable = Planner(task, answer_tokens), list[Planned](), list[str]()
+    for file in planner.files:
         try:
-            plans.append(_plan_file(task, file))
+            plans += planner.planned(file)
         except InputError as error:
-            unreadable.append(error)
-    _show(task, plans, answer_tokens)
+            unreadable.append(str(error))
+    _show(plans, as_json)
+    lines = [*planner.outlook(plans, len(unreadable))]
     try:
-        in_the_way = [*_in_the_way(task)]
+        if in_the_way := [*_in_the_way(task)]:
+            lines += [*in_the_way[:SHOWN_FILES], "all rows are counted as if there were nothing"]
     except InputError as error:
-        unreadable.append(error)
-    echo_first(SHOWN_FILES, in_the_way)
-    if in_the_way:
-        echo("the numbers above count the rows of these files as if there were nothing")
+        unreadable.append(str(error))
+    for line in lines:
+        echo(line, err=as_json)
     for error in unreadable:
         echo(f"error: {error}", err=True)
     sys.exit(1 if unreadable else 0)
+
+
+def _show(plans: Sequence[Planned], as_json: bool) -> None:
+    """As a table without columns that say nothing of this task."""
+    rows, steps = [asdict(each) for each in plans], {each.step for each in plans}
+    files = f"{len({each.file for each in plans}):,} files"
+    total = {"file": files} | {n: sum(row[n] for row in rows) for n in _SUMMED}
+    if not as_json:
+        names = ["file", *["step"] * (len(steps) > 1), "why", *(n for n in _SUMMED if total[n])]
+        rows = [{name: row[name] for name in names} for row in rows]
+    print_rows(rows, as_json=as_json, most=SHOWN_FILES, total=total)
 
 
 def _in_the_way(task: Task) -> Iterator[str]:
@@ -103,95 +132,136 @@ def _in_the_way(task: Task) -> Iterator[str]:
             yield f"{does}{when}: {stage.name} of {decode_key(key)}: {files} {whose}{ways}"
 
 
-def _show(task: Task, plans: list[FilePlan], answer_tokens: int | None) -> None:
-    """The table has numbers that only a task with a model has, and looks into the journal where
-    its partitions are the files."""
-    numbers, asking = {"rows": "rows"}, task.first_answering
-    if isinstance(asking, AskingStage):
-        numbers["prompt_tokens"] = "prompt tokens"
-        if _looks_up(task, asking):
-            numbers["journalled"] = "in journal"
-    rows = [(each.key_path, *(f"{getattr(each, n):,}" for n in numbers)) for each in plans]
-    sums = (f"{sum(getattr(each, name) for each in plans):,}" for name in numbers)
-    columns = {"file": "fold", **dict.fromkeys(numbers.values(), "right")}
-    console = Console()
-    console.print(table_of(columns, rows, SHOWN_FILES, (f"{len(plans)} files", *sums)))
-    for line in _outlook(task, plans, answer_tokens):
-        console.print(cell(line))
+class Planner:
+    """Of the partitions of the first step that answers: merged groups, where they are what would be
+    made now, else those of the task's input. `files` has them."""
+
+    def __init__(self, task: Task, answer_tokens: int | None) -> None:
+        self.task, self.answer_tokens = task, answer_tokens
+        self.results, self.files, stages = Results(task), task.inputs.files(), task.stages
+        for stage in stages:
+            self.results.look(stage)
+        self.first = task.first_answering or stages[-1]
+        merged = next((each for each in stages if each.gathers and each is not self.first), None)
+        self.merged: Stage | None = None
+        if merged is None:
+            return
+        due = [self._due(stages[0], encode_key(file.key_path)) for file in self.files]
+        due += [self.results.why_due(merged, key) for key in merged.keys.now()]
+        if not any(due):
+            made = {key: stat_file(merged.result(merged.need(key))) for key in merged.keys.now()}
+            self.files = [replace(file, key_path=decode_key(key)) for key, file in made.items()]
+            self.merged = merged
+
+    def planned(self, file: FileInfo) -> Iterator[Planned]:
+        """By step; nothing of a file that is up to date. InputError when it cannot be read."""
+        key, stages = encode_key(file.key_path), self.task.stages
+        self.task.layout.check_name(key)
+        due = self._due(self.merged or stages[0], key)
+        if due is None and self.merged is None and any(each.gathers for each in stages):
+            due = self.first, "not merged yet"
+        if due is None:
+            return
+        step, why = due
+        if stages.index(step) > stages.index(self.first):  # its rows are answered
+            yield self._step(step, file, why, step.source(key))[0]
+            return
+        source = None if self.merged is None else self.first.source(key)
+        plan, rows = self._step(self.first, file, why, source)
+        yield plan
+        for judge in stages:
+            if isinstance(judge, Scores) and judge is not self.first:
+                yield self._rating(judge, plan, rows)
+
+    def _due(self, of: Stage, key: str) -> tuple[Stage, str] | None:
+        """The first stage with its keys that a run would make anew, and why."""
+        stages = (stage for stage in self.task.stages if stage.keys is of.keys)
+        whys = ((stage, self.results.why_due(stage, key)) for stage in stages)
+        return next((each for each in whys if each[1]), None)
+
+    def _step(
+        self, step: Stage, file: FileInfo, why: str, source: Source | None
+    ) -> tuple[Planned, Sequence[Row | Failure]]:
+        """Of the source's rows, or the input's; and some that are asked about."""
+        rows = _row_count(self.task, file) if source is None else source.rows_read
+        reach = ceil(rows * min(1.0, SAMPLE_BYTES / max(1, file.size)))
+        every = max(1, ceil(reach / SAMPLE_ROWS))
+        sample = [*prepared_rows(self.task, file, reach, every, source)]
+        scale = rows / max(1, len(sample))
+        kept = [row for row in sample if not isinstance(row, Dropped)]
+        out = Counter(f"are dropped by {row.rule}" for row in sample if isinstance(row, Dropped))
+        asks = list[tuple[Row | Failure, Asked]]()
+        if isinstance(step, AskingStage):
+            asks += ((row, row if isinstance(row, Failure) else step.ask(row)) for row in kept)
+        out.update(_told(each) for _, each in asks if isinstance(each, Failure))
+        asked = [each for each in asks if isinstance(each[1], ChatRequest)]
+        n = step.samples if isinstance(step, AskingStage) else 1
+        plan = Planned(
+            file.key_path,
+            step.name,
+            why,
+            rows=round(len(kept) * scale) * n,
+            cannot_be_asked=round((len(asks) - len(asked)) * scale) * n,
+            in_journal=_in_journal(step, file, rows, source),
+            left_out={told: round(count * scale) for told, count in out.items()},
+        )
+        return _sent(step, plan, [each for _, each in asked]), [row for row, _ in asked]
+
+    def _rating(self, judge: Scores, plan: Planned, rows: Sequence[Row | Failure]) -> Planned:
+        """Of answers that are not there yet, each as long as it may be."""
+        asks = [judge.ask({**row, judge.input_key: "…"}) for row in rows if isinstance(row, dict)]
+        answers, own = plan.rows - plan.cannot_be_asked, self._answer(self.first) or 0
+        rated = Planned(plan.file, judge.name, "one for each answer, at most", answers)
+        return _sent(judge, rated, asks, own)
+
+    def _answer(self, step: Stage) -> int | None:
+        """Tokens of one answer: the user's guess, or a cap."""
+        params = step.params if isinstance(step, AskingStage) else {}
+        most = params.get("max_tokens") or params.get("max_completion_tokens")
+        return self.answer_tokens or most
+
+    def outlook(self, plans: Sequence[Planned], unreadable: int) -> Iterator[str]:
+        """What the next run does, in all."""
+        whys = Counter({each.file: each.why for each in reversed(plans)}.values())
+        up_to_date = Counter({"up to date": len(self.files) - whys.total() - unreadable})
+        yield f"files: {by_count(whys + up_to_date)}"
+        left_out = sum((Counter(each.left_out) for each in plans), Counter[str]())
+        for told, rows in left_out.most_common(SHOWN_FILES):
+            first, *more = dict.fromkeys(each.file for each in plans if told in each.left_out)
+            of = f"{first} and {len(more):,} more" if more else first
+            yield f"about {rows:,} rows of {of} {told}"
+        if (retry := Retry.killed(self.task)) is not None:
+            yield f"first: what a retry of {len(retry.files):,} files that was interrupted has left"
+        for step in self.task.stages:
+            if isinstance(step, AskingStage):
+                yield from self._cost(step, [each for each in plans if each.step == step.name])
+        if not isinstance(self.first, AskingStage):
+            about = self.first.about if self.first.answers else "no step of the task asks a model"
+            yield f"to send: nothing; {about}"
+
+    def _cost(self, step: AskingStage, plans: Sequence[Planned]) -> Iterator[str]:
+        requests, tokens = (sum(getattr(each, name) for each in plans) for name in _SUMMED[-2:])
+        yield f"to send: about {requests:,} requests, {tokens:,} prompt tokens ({step.name})"
+        told = "unknown; give `prices` in the model file, and max_tokens there or --answer-tokens"
+        (asked, answered), answer = step.model.token_prices[:2], self._answer(step)
+        if asked is not None and answered is not None and answer is not None:
+            usd = (tokens * asked + requests * answer * answered) / MILLION
+            word = "about" if self.answer_tokens else "about, or less,"
+            told = f"{word} {usd:,.4f} USD with {answer:,} tokens per answer"
+        yield from [f"cost: {told} ({step.name})"] * bool(requests)
 
 
-def _outlook(task: Task, plans: list[FilePlan], answer_tokens: int | None) -> Iterator[str]:
-    """What some rows of each file tell of the others, and what it would cost."""
-    rules, failed = Counter[str](), sum(each.failed for each in plans)
-    for each in plans:
-        rules.update(each.dropped)
-    if rules:
-        yield f"dropped: about {rules.total():,} rows before that: {by_count(rules)}"
-    if failed:
-        yield f"failed: about {failed:,} rows cannot be asked; `modelcall try` shows why"
-    asking = task.first_answering
-    if asking is None:
-        yield "to send: nothing; no step of the task asks a model"
-    elif not isinstance(asking, AskingStage):
-        yield f"to send: nothing; {asking.about}"
-    else:
-        yield from _estimate(asking, plans, answer_tokens)
-        if (retry := Retry.killed(task)) is not None:
-            yield f"and what a retry of {len(retry.files):,} files that was interrupted has left"
-        if not _looks_up(task, asking):
-            is_merged = asking.keys is not task.stages[0].keys
-            yield "before merging, and " * is_merged + "without what the journal answers"
-        for stage in (each for each in task.stages if each.asks and each is not asking):
-            yield f"the requests of {stage.name} are not counted"
+def _sent(step: Stage, plan: Planned, asks: Sequence[Asked], more_tokens: int = 0) -> Planned:
+    """With what it sends, of so many tokens as these requests have."""
+    left = plan.rows - plan.cannot_be_asked - plan.in_journal if step.asks else 0
+    tokens = sum(map(_tokens, asks)) / max(1, len(asks)) + more_tokens
+    return replace(plan, to_send=max(0, left), prompt_tokens=ceil(max(0, left) * tokens))
 
 
-def _estimate(
-    asking: AskingStage, plans: list[FilePlan], answer_tokens: int | None
-) -> Iterator[str]:
-    """Cost of what the journal does not hold; the answers' length is the user's guess or a cap."""
-    to_send = sum(max(0, each.rows - each.failed - each.journalled) for each in plans)
-    askable = sum(each.rows - each.failed for each in plans)
-    share = to_send / askable if askable > 0 else 0.0
-    prompt = round(sum(each.prompt_tokens for each in plans) * share)
-    params, prices = asking.params, asking.model.token_prices
-    answer = answer_tokens or params.get("max_tokens") or params.get("max_completion_tokens")
-    yield f"to send: about {to_send:,} requests, {prompt:,} prompt tokens"
-    if None in prices[:2]:
-        yield "cost: unknown; give `prices` in the model file"
-    elif answer is None:
-        yield "cost: unknown; give --answer-tokens, or max_tokens in the model file"
-    else:
-        usd = prompt * (prices[0] or 0) / MILLION + to_send * answer * (prices[1] or 0) / MILLION
-        word = "about" if answer_tokens else "about, or less,"
-        yield f"cost: {word} {usd:,.4f} USD with {answer:,} tokens per answer"
-
-
-def _plan_file(task: Task, file: FileInfo) -> FilePlan:
-    """Rows are counted (from the `raw` manifest when it is current), tokens extrapolated from some
-    rows; with a journal, every row's request is looked up in it."""
-    task.layout.check_name(encode_key(file.key_path))
-    in_rows = _row_count(task, file)
-    reach = ceil(in_rows * min(1.0, SAMPLE_BYTES / max(1, file.size)))
-    sample = list(prepared_rows(task, file, reach, max(1, ceil(reach / SAMPLE_ROWS))))
-    kept = [row for row in sample if not isinstance(row, Dropped)]
-    scale = in_rows / len(sample) if sample else 0.0
-    rules = Counter(row.rule for row in sample if isinstance(row, Dropped))
-    dropped = {rule: round(count * scale) for rule, count in rules.items()}
-    rows = round(len(kept) * scale)
-    asking = task.first_answering
-    if not isinstance(asking, AskingStage):
-        return FilePlan(file.key_path, rows, 0, 0, dropped=dropped)
-    asks = [row if isinstance(row, Failure) else asking.ask(row) for row in kept]
-    tokens = ceil(sum(map(_tokens, asks)) * rows / len(kept)) if kept else 0
-    failed = round(sum(isinstance(asked, Failure) for asked in asks) * scale)
-    n = asking.samples
-    journalled = _journalled(task, asking, file, in_rows) if _looks_up(task, asking) else 0
-    return FilePlan(file.key_path, rows * n, tokens * n, journalled, failed * n, dropped)
-
-
-def _looks_up(task: Task, asking: AskingStage) -> bool:
-    """Whether the journal can be asked: it has the input's partitions, and a request to a row."""
-    return asking.keys is task.stages[0].keys and asking.samples == 1
+def _told(failure: Failure) -> str:
+    """The same of all rows that fail for one cause."""
+    detail = "" if failure.reason == Reason.BAD_LINE else f": {short(failure.detail)}"
+    return f"cannot be asked: {failure.reason}{detail}"
 
 
 def _tokens(asked: Asked) -> int:
@@ -213,39 +283,51 @@ def _row_count(task: Task, file: FileInfo) -> int:
     return rows if task.row_limit is None else min(rows, task.row_limit)
 
 
-def _journalled(task: Task, asking: AskingStage, file: FileInfo, rows: int) -> int:
+def _in_journal(step: Stage, file: FileInfo, rows: int, source: Source | None) -> int:
     """Rows whose request has a reply, or the final refusal of one, in the journal. Those that
     failed in a rejected result are asked again."""
+    if not isinstance(step, AskingStage):
+        return 0
     key, again = encode_key(file.key_path), 0
-    made, accepted = asking.latest(key), asking.spec.task.max_failure_rate
+    made, accepted = step.latest(key), step.spec.task.max_failure_rate
     if made is not None and not made.accepted and made.failed > made.rows * accepted:
         again = sum(n for reason, n in made.failures.items() if reason not in NEVER_ASKED)
-    folder = asking.journal_folder(key)
-    with task.layout.read_journal(str(folder)) as journal:
+    with step.layout.read_journal(str(step.journal_folder(key))) as journal:
         if not len(journal):
             return 0
-        found = (row for row in prepared_rows(task, file, rows) if isinstance(row, dict))
-        keys = Counter(each.key for each in map(asking.ask, found) if isinstance(each, ChatRequest))
-        addresses = (Address(key, number) for key in keys for number in range(keys[key]))
-        return max(0, sum(address in journal for address in addresses) - again)
+        found, addresses = 0, Addresses(step.samples)
+        for row in prepared_rows(step.task, file, rows, source=source):
+            if isinstance(row, dict) and isinstance(asked := step.ask(row), ChatRequest):
+                found += sum(addresses.next(asked.key) in journal for _ in range(step.samples))
+        return max(0, found - again)
 
 
 def prepared_rows(
-    task: Task, file: FileInfo, rows: int, every: int = 1
+    task: Task, file: FileInfo, rows: int, every: int = 1, source: Source | None = None
 ) -> Iterator[Row | Failure | Dropped]:
-    """Of the first `rows` rows one in `every`, as the first stage that asks or rates gets them."""
+    """Of the first `rows` rows one in `every`, as the first stage that asks or rates gets them; or
+    those of a source, as the stage that reads it does."""
     is_group, key = isinstance(task.inputs, GroupedInputs), encode_key(file.key_path)
-    if (made := task.inputs.made(key)) is not None:
+    if source is not None:
+        parts, reading = source.parts, source.reading
+    elif (made := task.inputs.made(key)) is not None:
         yield from made[:rows:every]
         return
-    parts = map(Part.of, task.inputs.members(key) if is_group else [file])
+    else:
+        members = task.inputs.members(key) if is_group else [file]
+        parts, reading = tuple(map(Part.of, members)), task.stages[0].reading
     items = (
         (record_id(item, index, name), item)
-        for name, batch in batches_of(parts, task.stages[0].reading, rows, rows)
+        for name, batch in batches_of(parts, reading, rows, rows)
         for index, item in enumerate(batch.items, batch.start)
     )
     for identity, item in islice(items, 0, None, every):
-        yield bad_line(item) if isinstance(item, BadLine) else _prepared(task, item, file, identity)
+        if isinstance(item, BadLine):
+            yield bad_line(item)
+        elif source is not None:
+            yield (source.maker and source.maker.failure_of(item)) or item
+        else:
+            yield _prepared(task, item, file, identity)
 
 
 def _prepared(task: Task, row: Row, file: FileInfo, identity: str) -> Row | Failure | Dropped:

@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from itertools import islice
@@ -26,12 +27,15 @@ from modelcall_assets.records.outcome import Dropped, Failure, Outcome, Row, Suc
 from modelcall_assets.rehearsal import Faults, RehearsalServer, new_event_loop
 from modelcall_assets.stages.asking import AskingStage
 from modelcall_assets.stages.replay import Asked
-from modelcall_assets.stages.scores import ScorerScores, rate
+from modelcall_assets.stages.report import by_count
+from modelcall_assets.stages.scores import ScorerScores, Scores, rate
 from modelcall_assets.stages.task import Task
 from modelcall_assets.storage.listing import matches
 
 DEFAULT_PORT = 8377
 SCANNED_PER_ROW = 20
+SHOWN = 2_000
+"""Characters of a text."""
 WELCOME = """The rehearsal model answers at {0} until Ctrl-C. Try:
 curl {0}/chat/completions -H 'Content-Type: application/json' -d \\
   '{{"model": "rehearsal-rater-1", "messages": [{{"role": "user", "content": "Rate me."}}]}}'"""
@@ -160,8 +164,9 @@ Tried = tuple[list[tuple[str, str]], Outcome]
 @click.option(
     "--model", type=EXISTING_FILE, help="Ask this model file's model instead of the task's."
 )
-def trial(task: Task, pattern: str | None, rows: int, model: Path | None) -> None:
-    """Send the first rows of TASK.yaml; show prompt, raw reply and parsed result.
+@click.option("--full", is_flag=True, help="Show long texts to their end.")
+def trial(task: Task, pattern: str | None, rows: int, model: Path | None, full: bool) -> None:
+    """Send the first rows of TASK.yaml; show prompt, reasoning, raw reply and parsed result.
 
     Nothing is published or journalled, and the calls are paid. A task with a scorer shows each row
     and its result, an evaluation each answer and its grade. Exits with 1 when no row succeeded. For
@@ -177,19 +182,21 @@ def trial(task: Task, pattern: str | None, rows: int, model: Path | None) -> Non
         raise misuse("--model", "the task has a scorer")
     else:
         tried = _rated(stage, pattern, rows)
-    number = ok = 0
+    number, failed = 0, Counter[str]()
     for number, (said, outcome) in enumerate(tried, start=1):
         echo(f"── row {number} ──", bold=True)
         for who, text in said:
             echo(f"{who}:", fg="cyan")
-            echo(text)
+            more = 0 if full else len(text) - SHOWN
+            echo(text if more <= 0 else f"{text[:SHOWN]}\n… {more:,} characters more: --full")
         if isinstance(outcome, Failure):
+            failed[outcome.reason] += 1
             echo(f"error: {outcome.reason}: {outcome.detail}", fg="red")
         else:
-            ok += 1
             echo("parsed:", fg="green")
             echo(_json(outcome.values))
-    echo(f"{ok} of {number} rows succeeded")
+    ok, why = number - failed.total(), f"; failed: {by_count(failed)}" * bool(failed)
+    echo(f"{ok} of {number} rows succeeded{why}")
     sys.exit(0 if ok else 1)
 
 
@@ -216,6 +223,8 @@ def _asked(task: Task, model: Path | None, pattern: str | None, rows: int) -> li
             return await asyncio.gather(*(_conversed(asking.rules, engine, each) for each in asks))
 
     tried, graded = asyncio.run(ask_all()), task.find(ScorerScores)
+    if task.find(Scores) not in (None, asking):
+        echo("the judge is not tried: `modelcall run-task` asks it about the answers")
     return [
         (said, rate(graded.scorer(), {**row, "response": said[-1][1]}))
         if graded and isinstance(row, dict) and isinstance(outcome, Success)
@@ -245,6 +254,8 @@ async def _conversed(rules: Rules, engine: Engine, asked: Asked) -> Tried:
         if isinstance(result, GaveUp):
             return said, result.failure
         turns.append(turn := result.said)
+        if isinstance(turn, Answer) and turn.reasoning:
+            said.append(("reasoning", turn.reasoning))
         raw = result.reply.body.decode(errors="replace")
         said.append(("reply", turn.text if isinstance(turn, Answer) else raw))
     return said, finished.outcome

@@ -3,7 +3,6 @@ Definitions object."""
 
 import os
 import warnings
-from dataclasses import replace
 from pathlib import Path
 
 import dagster as dg
@@ -72,8 +71,7 @@ def _waits_for(task: Task) -> Problem | None:
     state = task.layout.state_folder
     if isinstance(state, Path) and os.access(state, os.F_OK):
         return None
-    absent = task.absent_input if task.linked is None else _waits_for(task.linked.task)
-    return absent and replace(absent, unready=True)
+    return task.absent_input if task.linked is None else _waits_for(task.linked.task)
 
 
 def _broken_asset(task: BrokenTask, about: str = "") -> dg.AssetSpec:

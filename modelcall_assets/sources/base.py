@@ -30,6 +30,7 @@ class Source(ABC):
     """Its arguments that are objects of the user's own, `module:name` in a task's file."""
     origins: Sequence[Origin] = ()
     """What its rows are read from."""
+    is_service: ClassVar[bool] = False
     grader: str | None = None
     """In `grading.GRADERS`; None for what is only trained on."""
     baseline: float = 0.0

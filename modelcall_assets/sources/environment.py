@@ -24,6 +24,8 @@ class EnvironmentTasks(Source):
     """The tasks of an environment's split, in the order of the service; the conversation is how one
     begins. So many at once are begun, `ahead` of what is asked for."""
 
+    is_service = True
+
     def __init__(
         self,
         env_type: str,

@@ -7,7 +7,7 @@ file before, so that it costs little to keep it current. `Results` also says wha
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence, Set
+from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import cached_property
 from threading import Lock
@@ -225,7 +225,14 @@ class Results:
     @cached_property
     def rows(self) -> Mapping[Result, Row]:
         """A line for each."""
-        return {key_of(row): row for row in self._rows()}
+        known, rows = self._known(), dict[Result, Row]()
+        for each, file in self.manifests.items():
+            row = known.get(each)
+            if row is not None and row["version"] == file.version:
+                rows[each] = row
+            elif (manifest := read_manifest(file.place)) is not None:
+                rows[each] = _row(each, manifest, file.version)
+        return rows
 
     @cached_property
     def digest(self) -> str:
@@ -252,17 +259,25 @@ class Results:
         return row is None or row["code_version"] is not None
 
     def is_due(self, stage: Stage, key: str, before: str | None = None) -> bool:
-        """Whether an accepted result is gone, or would be made elsewhere or otherwise now."""
-        row = self.rows.get((stage.name, key, True))
-        if row is None or self.changed(stage, key, before):
-            return True
+        return bool(self.why_due(stage, key, before))
+
+    def why_due(self, stage: Stage, key: str, before: str | None = None) -> str:
+        """Why a run would make a partition; empty when it would not."""
+        if (stage.name, key, False) in self.rows:
+            return "failed before"
+        if (row := self.rows.get((stage.name, key, True))) is None:
+            return "new" if stage is self.task.stages[0] else "never finished"
+        if why := self.changed(stage, key, before):
+            return why
         if stage.gathers:
-            return bool(stage.outdated([key])) or stage.members_changed(key)
-        if stage.upstream is None:
-            has_moved = row["uri"] not in (None, str(stage.layout.input_place(key)))
-            return has_moved or key not in self.inputs
-        place = str(stage.output(key))
-        return row["output"] != place or place not in self._outputs[stage.name]
+            is_gone = bool(stage.outdated([key]))
+        elif stage.upstream is None:
+            uris = None, str(stage.layout.input_place(key))
+            is_gone = row["uri"] not in uris or key not in self.inputs
+        else:
+            is_gone = row["output"] != str(stage.output(key))
+            is_gone = is_gone or row["output"] not in self._outputs[stage.name]
+        return "gone, or elsewhere now" * is_gone
 
     def changed(self, stage: Stage, key: str, before: str | None = None) -> str:
         """Why an accepted result would be made otherwise now; empty when it would not, or is none.
@@ -280,11 +295,9 @@ class Results:
             is_same = self.inputs.get(key, row["input"]) == row["input"]
             return "" if is_same else "the input file has changed"
         if stage.gathers:
-            return ""
-        before = before or self._there(stage.upstream).rows.get(
-            (stage.upstream.name, key, True), {}
-        ).get("content")
-        is_same = before == row["made_of"]
+            return "other files to gather" * stage.members_changed(key)
+        now_there = self._there(stage.upstream).rows.get((stage.upstream.name, key, True), {})
+        is_same = (before or now_there.get("content")) == row["made_of"]
         return "" if is_same else f"{stage.upstream.name} has changed since {stage.name} was made"
 
     def _there(self, stage: Stage) -> Results:
@@ -296,15 +309,6 @@ class Results:
         assert self.task.linked is not None
         return Results(self.task.linked.task)
 
-    def _rows(self) -> Iterator[Row]:
-        known = self._known()
-        for each, file in self.manifests.items():
-            row = known.get(each)
-            if row is not None and row["version"] == file.version:
-                yield row
-            elif (manifest := read_manifest(file.place)) is not None:
-                yield _row(each, manifest, file.version)
-
     def _known(self) -> Mapping[Result, Row]:
         """The lines of the summary as it is."""
         (summary,) = (each for each in self.task.overviews if isinstance(each, Summary))
@@ -315,11 +319,8 @@ class Results:
         if summary.outdated([key]) or file_digest(summary.result(made)) != made.output_digest:
             return {}
         lines = read_rows(summary.result(made))
-        return {key_of(row): row for row in lines if isinstance(row, dict)}
-
-
-def key_of(row: Row) -> Result:
-    return row["stage"], row["key"], row["accepted"]
+        rows = (row for row in lines if isinstance(row, dict))
+        return {(row["stage"], row["key"], row["accepted"]): row for row in rows}
 
 
 def told(named: Mapping[str, Any], but: Collection[tuple[str, Any]] = ()) -> str:

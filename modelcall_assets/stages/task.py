@@ -282,8 +282,8 @@ class Task:
                 wrong = f"no such {'file' if spec.has_one_input else 'folder'} yet"
             elif place.is_dir() and not spec.task.sensor.enabled and not any(place.iterdir()):
                 wrong = "an empty folder"
-        have = shown_place(str(place), spec.root)
-        return self.warning(f"{wrong}: nothing to do", have=have) if wrong else None
+        absent = self.warning(f"{wrong}: {shown_place(str(place), spec.root)}")
+        return replace(absent, unready=True) if wrong else None
 
     @property
     def row_limit(self) -> int | None:
