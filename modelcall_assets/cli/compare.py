@@ -11,6 +11,7 @@ from rich.console import Console
 
 from modelcall_assets.cli.options import (
     NEW_FILE,
+    TaskFile,
     chosen_files,
     force_option,
     load,
@@ -32,7 +33,7 @@ from modelcall_assets.transforms.transcript import CONVERSATION_COLUMNS
 PAGE_RECORDS = 1000
 REPLY_CHARS = 300
 SIDES = "A", "B"
-RESULT = click.Path(exists=True, path_type=Path)
+RESULT = TaskFile(or_folder=True)
 
 
 @click.command("compare")

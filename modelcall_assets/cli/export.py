@@ -11,7 +11,7 @@ import click
 from rich.console import Console
 
 from modelcall_assets.cli.options import (
-    EXISTING_FILE,
+    TASK,
     chosen_files,
     file_option,
     force_option,
@@ -106,7 +106,7 @@ class Asked:
 
 
 @click.command()
-@click.argument("tasks", metavar="TASK.yaml...", nargs=-1, required=True, type=EXISTING_FILE)
+@click.argument("tasks", metavar="TASK...", nargs=-1, required=True, type=TASK)
 @stage_option
 @file_option
 @click.option(

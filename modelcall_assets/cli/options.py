@@ -2,12 +2,14 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from modelcall_assets.cli.terminal import echo
-from modelcall_assets.config.catalog import find_root, load_linked
-from modelcall_assets.config.places import is_within
+from modelcall_assets.config.catalog import find_root, load_linked, named_tasks
+from modelcall_assets.config.places import is_file, is_within
 from modelcall_assets.errors import Problem, did_you_mean
 from modelcall_assets.records.outcome import Reason
 from modelcall_assets.stages import Stage
@@ -27,6 +29,39 @@ def misuse(
 
 
 EXISTING_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+class TaskFile(click.Path):
+    """The path of a file that is there, or the task of the project that has that name, or whose
+    file has it; of a result also the path of a folder."""
+
+    def __init__(self, *, or_folder: bool = False) -> None:
+        super().__init__(dir_okay=or_folder)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        if is_file(value) or (self.dir_okay and Path(value).is_dir()):
+            return Path(value)
+        tasks, expected = named_tasks(find_root(Path.cwd())), "a path or a task's name"
+        found = [file for name, file in tasks if name == value]
+        found = found or [file for _, file in tasks if file.stem == value]
+        if len(found) == 1:
+            return found[0]
+        wrong, fix = "no such file, and no task has that name", "`modelcall tasks` lists them"
+        if close := did_you_mean(value, [name for name, _ in tasks]):
+            fix = f"{close} {fix}"
+        if found:
+            wrong, fix = "several files have that name", f"one of {', '.join(map(str, found))}"
+        raise misuse((param and param.metavar) or "TASK", wrong, expected, value, fix)
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        names = [name for name, _ in named_tasks(find_root(Path.cwd()))]
+        found = [CompletionItem(name) for name in names if name.startswith(incomplete)]
+        return found or super().shell_complete(ctx, param, incomplete)
+
+
+TASK = TaskFile()
 
 NEW_FILE = click.Path(dir_okay=False, path_type=Path)
 
@@ -123,8 +158,8 @@ def parsed_where(condition: str | None, files: Sequence[Published] = ()) -> Wher
 
 task_argument = click.argument(
     "task",
-    metavar="TASK.yaml",
-    type=EXISTING_FILE,
+    metavar="TASK",
+    type=TASK,
     callback=lambda context, _, path: None if context.resilient_parsing else load(path),
 )
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.filesize import decimal
 
 from modelcall_assets.cli.options import (
-    EXISTING_FILE,
+    TASK,
     file_option,
     load,
     misuse,
@@ -42,7 +42,7 @@ SHOWN = 100
 
 
 @click.command()
-@click.argument("tasks", nargs=-1, metavar="[TASK.yaml]...", type=click.Path(path_type=Path))
+@click.argument("tasks", nargs=-1, metavar="[TASK]...", type=TASK)
 def register(tasks: tuple[Path, ...]) -> None:
     """Show the input files of each TASK.yaml, or of all tasks, in the Dagster UI as missing.
 
@@ -206,11 +206,11 @@ def _delete(task: Task, found: Sequence[Garbage]) -> None:
 
 
 @click.command()
-@click.argument("file", metavar="TASK.yaml", type=EXISTING_FILE)
+@task_argument
 @click.option("--stage", help="Only this asset of the task; default: all of them.")
 @file_option
 @click.option("--dry-run", is_flag=True, help="Only show what is there.")
-def adopt(file: Path, stage: str | None, pattern: str | None, dry_run: bool) -> None:
+def adopt(task: Task, stage: str | None, pattern: str | None, dry_run: bool) -> None:
     """Let TASK.yaml take over files that lie where its outputs belong and that it has not written:
     results of the old system, or of a task by another name.
 
@@ -223,7 +223,6 @@ def adopt(file: Path, stage: str | None, pattern: str | None, dry_run: bool) -> 
       modelcall adopt my_task.yaml
       modelcall run-task my_task.yaml
     """
-    task = load(file)
     chosen = task.stages if stage is None else [stage_of(task, stage)]
     count, unreadable = 0, list[str]()
     for asset, key in ((each, key) for each in chosen if each.suffix for key in each.keys.now()):
@@ -239,7 +238,7 @@ def adopt(file: Path, stage: str | None, pattern: str | None, dry_run: bool) -> 
     elif dry_run or not count:
         echo("nothing adopted" + ": --dry-run" * dry_run)
     else:
-        echo(f"the next run does it: modelcall run-task {file}")
+        echo(f"the next run does it: modelcall run-task {task.spec.file_name}")
     if unreadable:
         raise InputError("\n".join(unreadable))
 
