@@ -72,7 +72,7 @@ def compare_results(
 ) -> None:
     """Compare two results on the same items: B with A.
 
-    Each is a TASK.yaml, or scores files that are there: one, or a folder such as an older copy of a
+    Each is a TASK, or scores files that are there: one, or a folder such as an older copy of a
     task's output. Rows are joined by file, record id and sample. Without independent rows, as of
     several samples of an item or ten subjects, intervals are those of clusters, and there is no
     test of right and wrong.

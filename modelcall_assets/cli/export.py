@@ -167,7 +167,7 @@ class Asked:
     help=f"All conversations as one Markdown file; default: {DIALOGUE_FOLDER}/ in the project.",
 )
 def export(**given: Any) -> None:
-    """Copy what each TASK.yaml has published, a file for each input file, rows in their order.
+    """Copy what each TASK has published, a file for each input file, rows in their order.
 
     Takes the good rows of the last asset as JSONL unless told otherwise. A row is in the same part
     of a split whatever else is exported, so that nothing leaks from one into the other.

@@ -43,7 +43,7 @@ def failures(
     limit: int | None,
     as_json: bool,
 ) -> None:
-    """Show the failed rows that TASK.yaml has published, and how many failed for which reason.
+    """Show the failed rows that TASK has published, and how many failed for which reason.
 
     docs/scores.md says what the reasons mean. `modelcall export --failures` copies whole rows. With
     --json a row is {file, record_id, reason, detail, attempts, endpoint}.

@@ -61,7 +61,7 @@ class FilePlan:
     help="Tokens of one answer; default: the model file's max_tokens.",
 )
 def plan(task: Task, answer_tokens: int | None) -> None:
-    """Show the files of TASK.yaml, their rows, estimated tokens and cost. Sends nothing.
+    """Show the files of TASK, their rows, estimated tokens and cost. Sends nothing.
 
     Prompt tokens are extrapolated from fifty rows of each file with the o200k vocabulary;
     the journal column counts records that have a reply already. Files that others have left where

@@ -74,7 +74,7 @@ def publish(
     force: bool,
     dry_run: bool,
 ) -> None:
-    """Publish the good rows of TASK.yaml as a data set: a folder, a URI in a store, or
+    """Publish the good rows of TASK as a data set: a folder, a URI in a store, or
     hf://datasets/ORG/NAME on the Hugging Face Hub.
 
     It has Parquet files of each split below data/, and README.md, its card: rows, scores, model,

@@ -162,7 +162,7 @@ Tried = tuple[list[tuple[str, str]], Outcome]
     "--model", type=EXISTING_FILE, help="Ask this model file's model instead of the task's."
 )
 def trial(task: Task, pattern: str | None, rows: int, model: Path | None) -> None:
-    """Send the first rows of TASK.yaml; show prompt, raw reply and parsed result.
+    """Send the first rows of TASK; show prompt, raw reply and parsed result.
 
     Nothing is published or journalled, and the calls are paid. A task with a scorer shows each row
     and its result, an evaluation each answer and its grade. Exits with 1 when no row succeeded. For

@@ -98,7 +98,7 @@ def report(
     output: str | None,
     force: bool,
 ) -> None:
-    """Write an HTML page of what TASK.yaml has made, or of the records of a data FILE.
+    """Write an HTML page of what TASK has made, or of the records of a data FILE.
 
     It shows the latest result of each file, one that was rejected too.
 

@@ -44,12 +44,18 @@ SHOWN_IDS = 5
     is_flag=True,
     help="Ask for all rows again; what comes replaces what was there, failures too.",
 )
+@click.option("--detach", is_flag=True, help="Leave the work to the daemon, and return.")
 @click.option("--job-index", type=click.IntRange(0), help="Which of those jobs this is, from 0.")
 @click.option("--world-size", type=click.IntRange(1), help="Jobs that share the files.")
 def run_task(
-    task: Task, pattern: str | None, fresh: bool, job_index: int | None, world_size: int | None
+    task: Task,
+    pattern: str | None,
+    fresh: bool,
+    detach: bool,
+    job_index: int | None,
+    world_size: int | None,
 ) -> None:
-    """Score or distil the input files of TASK.yaml: what is missing, failed or out of date.
+    """Score or distil the input files of TASK: what is missing, failed or out of date.
 
     Runs the same assets as the Dagster UI in this one process, and the UI shows the runs. Stop it
     at any time: every reply is kept, and the next run asks only for what is missing.
@@ -61,7 +67,7 @@ def run_task(
     """
     job, size = _job(task, job_index, world_size)
     options = {stage.name: {"fresh": True} for stage in task.stages if stage.answers and fresh}
-    code = 0 if fresh or pattern or size > 1 else _go_on(task)
+    code = 0 if fresh or pattern or size > 1 or detach else _go_on(task)
 
     def choose(keys: Sequence[str]) -> list[str]:
         """This job's share of the files, by the rule ceil(files / jobs) each, then the pattern."""
@@ -73,7 +79,7 @@ def run_task(
             raise misuse("--file", wrong)
         return [key for key in matching if key in own]
 
-    sys.exit(_run_files(task, choose, options) or code)
+    sys.exit(_run_files(task, choose, options, detach=detach) or code)
 
 
 def _job(task: Task, index: int | None, asked: int | None) -> tuple[int, int]:
@@ -104,6 +110,8 @@ def _run_files(
     choose: Callable[[Sequence[str]], Sequence[str]],
     options: Mapping[str, Mapping[str, Any]],
     files: Set[str] | None = None,
+    *,
+    detach: bool = False,
 ) -> int:
     """Materialise what `choose` takes of the keys of all input files, and tell how it ended; gives
     the exit code. `options` and `files` are for `TaskRunner.run`."""
@@ -122,6 +130,11 @@ def _run_files(
         keys = choose(register(instance, task).keys)
         if not keys and not any(stage.gathers and stage.keys.now() for stage in task.stages):
             echo(f"{task.spec.name}: no input files to work on")
+            return 0
+        if detach:
+            from modelcall_assets.defs.going import enqueue
+
+            echo(enqueue(task, instance, keys, options))
             return 0
         with closing(RunDisplay()) as display:
             ended = TaskRunner(task, instance, display.watcher).run(keys, options, files)
@@ -198,7 +211,7 @@ def retry(
     condition: str | None,
     dry_run: bool,
 ) -> None:
-    """Ask the model again for the failed rows of TASK.yaml, in files that are red or green.
+    """Ask the model again for the failed rows of TASK, in files that are red or green.
 
     Materialises the files that have such rows once more; all other rows are read from the journal,
     and nothing is paid for them. With --ids or --where rows are asked anew that have an answer: it

@@ -44,7 +44,7 @@ SHOWN = 100
 @click.command()
 @click.argument("tasks", nargs=-1, metavar="[TASK]...", type=TASK)
 def register(tasks: tuple[Path, ...]) -> None:
-    """Show the input files of each TASK.yaml, or of all tasks, in the Dagster UI as missing.
+    """Show the input files of each TASK, or of all tasks, in the Dagster UI as missing.
 
     Each file becomes a partition that a backfill can be asked for; one that is gone and has no
     result is one no more. Nothing is run or paid. Where a Dagster daemon runs, its sensor
@@ -78,7 +78,7 @@ def register(tasks: tuple[Path, ...]) -> None:
 @click.command()
 @task_argument
 def verify(task: Task) -> None:
-    """Check all that TASK.yaml has published, on disk or in a store; nothing is changed.
+    """Check all that TASK has published, on disk or in a store; nothing is changed.
 
     Outputs are compared with the digests in their manifests, each line of the journals with its
     checksum. What a crash has left, and what belongs to inputs that are gone or were renamed, is
@@ -120,7 +120,7 @@ def verify(task: Task) -> None:
 def clean(
     task: Task, days: int | None, gone: bool, batches: bool, dry_run: bool, yes: bool
 ) -> None:
-    """Delete what TASK.yaml has left behind: temporary files of crashes, and more on demand.
+    """Delete what TASK has left behind: temporary files of crashes, and more on demand.
 
     Without its journal a published file stays as it is, but all its rows are asked again when it
     has to be made again: because prompt, parser or preprocessing change, its output is damaged, or
@@ -211,7 +211,7 @@ def _delete(task: Task, found: Sequence[Garbage]) -> None:
 @file_option
 @click.option("--dry-run", is_flag=True, help="Only show what is there.")
 def adopt(task: Task, stage: str | None, pattern: str | None, dry_run: bool) -> None:
-    """Let TASK.yaml take over files that lie where its outputs belong and that it has not written:
+    """Let TASK take over files that lie where its outputs belong and that it has not written:
     results of the old system, or of a task by another name.
 
     Changes no file and asks nothing: the next run does it. Good scores and responses are kept as
