@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
+import dagster as dg
 import orjson
 import pytest
-from project import TASK, A, B, C, Project, Row, some_rows, until
+from project import RED, TASK, A, B, C, Project, Row, some_rows, until
 
+from modelcall_assets.defs.instance import TASK_TAG
+from modelcall_assets.defs.runs import PROCESS_TAG
 from modelcall_assets.rehearsal import Faults, RehearsalServer
 
 NAMES = ("rate", "configs/tasks/rate.yaml")
@@ -69,7 +69,6 @@ class TestTasks:
         assert new == {**expected, "files": 0, "done": 0, "failed": 0, "state": "never run"}
         assert (torn["task"], torn["files"]) == ("torn", None) and "broken" in torn["state"]
         assert project.run("run-task", "rate", "--file", A).code == 0
-        project.write_input(B, [b"no Parquet"] if False else some_rows(2))
         made, _ = rows(project, "status")
         assert (made["files"], made["done"], made["failed"]) == (3, 1, 0)
         assert made["state"].startswith("done 20")
@@ -106,7 +105,76 @@ class TestStatus:
         assert (raw["failed"], scores["missing"], scores["failed"]) == (1, 1, 1)
         assert scores["failed_rows"] == 1
         shown = project.run("status", "rate").out
-        assert f"{B}: raw failed: " in shown and "not a Parquet file" in shown
+        assert f"{B}: raw failed: " in shown
         assert f"{C}: scores failed: 1 of 5 rows failed (20.00%)" in shown
         for command in ("run-task", "failures", "retry"):
             assert f"next: modelcall {command} rate" in shown
+
+
+class TestStop:
+    def test_ends_a_run_of_another_terminal_and_nothing_is_lost(
+        self, project: Project, server: RehearsalServer
+    ) -> None:
+        project.write_input(A, some_rows(40))
+        server.set_faults(Faults(latency_ms=200))
+        with project.start("run-task", "rate") as job:
+            until(lambda: server.stats()["answered"] >= 8)
+            ended = project.run("stop", "r*")
+            assert ended.code == 0 and "rate: " in ended.out and "stopped" in ended.out, ended
+            _, err = job.communicate(timeout=60)
+        assert job.returncode == 130 and "every reply received is kept" in err, err
+        (run,) = project.instance.get_runs()
+        assert run.status == dg.DagsterRunStatus.CANCELED
+        assert RED not in project.statuses().values()
+        stats = server.stats()
+        assert stats["abandoned"] == 0 and stats["requests"] < 48
+        server.set_faults(Faults())
+        again = project.run("run-task", "rate")
+        assert (again.code, server.stats()["requests"]) == (0, 48), again
+        assert server.stats()["repeated_ok"] == 0
+        assert rows(project, "tasks")[0]["state"].startswith("done")
+
+    def test_says_when_there_is_nothing(self, project: Project) -> None:
+        for which in ("rate", "--all", "ra*"):
+            ended = project.run("stop", which)
+            assert (ended.code, ended.out) == (0, "nothing to stop\n"), ended
+        assert project.run("stop").code == project.run("stop", "rate", "--all").code == 2
+
+    def test_does_not_wait_for_a_run_that_was_killed(
+        self, project: Project, server: RehearsalServer
+    ) -> None:
+        server.set_faults(Faults(latency_ms=100_000))
+        ended = project.signalled(lambda: server.stats()["in_flight"], "run-task", "rate")
+        assert ended.code == -signal.SIGKILL
+        assert project.run("stop", "rate").out == "nothing to stop\n"
+
+    def test_leaves_another_machine_alone_and_says_which(self, project: Project) -> None:
+        tags = {PROCESS_TAG: "far/away", TASK_TAG: "rate"}
+        project.instance.create_run_for_job(
+            dg.job(name="any")(lambda: None), tags=tags, status=dg.DagsterRunStatus.STARTED
+        )
+        ended = project.run("stop", "rate")
+        assert ended.code == 1 and "goes on at far: stop it there" in ended.out, ended
+        (run,) = project.instance.get_runs()
+        assert run.status == dg.DagsterRunStatus.STARTED
+
+
+class TestDetached:
+    def test_waits_for_a_daemon_and_can_be_stopped(
+        self, project: Project, server: RehearsalServer
+    ) -> None:
+        ended = project.run("run-task", "rate", "--detach", "--file", "deep/*")
+        assert ended.code == 0 and "no daemon is running" in ended.out, ended
+        assert rows(project, "tasks")[0]["state"] == "queued"
+        (backfill,) = project.instance.get_backfills()
+        assert backfill.backfill_id in ended.out
+        stopped = project.run("stop", "rate")
+        assert stopped.code == 0 and backfill.backfill_id in stopped.out
+        assert project.run("stop", "rate").out == "nothing to stop\n"
+        assert server.stats()["requests"] == 0
+
+    def test_of_nothing_queues_nothing(self, project: Project) -> None:
+        assert project.run("run-task", "rate").code == 0
+        ended = project.run("run-task", "rate", "--detach")
+        assert ended.code == 0 and "nothing to do" in ended.out
+        assert not project.instance.get_backfills()

@@ -33,7 +33,7 @@ from modelcall_assets.transforms.transcript import CONVERSATION_COLUMNS
 PAGE_RECORDS = 1000
 REPLY_CHARS = 300
 SIDES = "A", "B"
-RESULT = TaskFile(or_folder=True)
+RESULT = TaskFile()
 
 
 @click.command("compare")

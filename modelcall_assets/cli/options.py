@@ -32,37 +32,25 @@ EXISTING_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 class TaskFile(click.Path):
-    """The path of a file that is there, or the task of the project that has that name, or whose
-    file has it; of a result also the path of a folder."""
-
-    def __init__(self, *, or_folder: bool = False) -> None:
-        super().__init__(dir_okay=or_folder)
+    """The path of a file, or the name of a task of the project; of a result also of a folder."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         if is_file(value) or (self.dir_okay and Path(value).is_dir()):
             return Path(value)
-        tasks, expected = named_tasks(find_root(Path.cwd())), "a path or a task's name"
-        found = [file for name, file in tasks if name == value]
-        found = found or [file for _, file in tasks if file.stem == value]
-        if len(found) == 1:
-            return found[0]
-        wrong, fix = "no such file, and no task has that name", "`modelcall tasks` lists them"
-        if close := did_you_mean(value, [name for name, _ in tasks]):
-            fix = f"{close} {fix}"
-        if found:
-            wrong, fix = "several files have that name", f"one of {', '.join(map(str, found))}"
-        raise misuse((param and param.metavar) or "TASK", wrong, expected, value, fix)
+        known = named_tasks(find_root(Path.cwd()))
+        if value not in known:
+            fix = f"{did_you_mean(value, known)} `modelcall tasks` lists them".strip()
+            raise misuse("TASK", "no such file, and no task of that name", have=value, fix=fix)
+        return known[value]
 
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
-        names = [name for name, _ in named_tasks(find_root(Path.cwd()))]
-        found = [CompletionItem(name) for name in names if name.startswith(incomplete)]
-        return found or super().shell_complete(ctx, param, incomplete)
+        names = [name for name in named_tasks(find_root(Path.cwd())) if name.startswith(incomplete)]
+        return [*map(CompletionItem, names)] or super().shell_complete(ctx, param, incomplete)
 
 
-TASK = TaskFile()
-
+TASK = TaskFile(dir_okay=False)
 NEW_FILE = click.Path(dir_okay=False, path_type=Path)
 
 force_option = click.option("--force", is_flag=True, help="Replace files that are there.")

@@ -2,7 +2,6 @@
 
 import socket
 import sys
-from collections import Counter
 from fnmatch import fnmatchcase
 from pathlib import Path
 from shlex import quote
@@ -16,8 +15,7 @@ from modelcall_assets.config.files import written_name
 from modelcall_assets.errors import SetupError
 from modelcall_assets.records import decode_key
 from modelcall_assets.records.outcome import Row
-from modelcall_assets.stages import Stage
-from modelcall_assets.stages.summary import COUNTS, Results
+from modelcall_assets.stages.summary import Summary
 from modelcall_assets.stages.task import Task
 
 SHOWN = 20
@@ -61,11 +59,11 @@ def _tasks() -> list[Row]:
     from modelcall_assets.defs.going import going, known_states, last_end
     from modelcall_assets.defs.instance import open_instance  # takes most of a second
 
-    catalog, rows, unknown = load_catalog(root := find_root(Path.cwd())), list[Row](), [None] * 3
+    catalog, rows = load_catalog(root := find_root(Path.cwd())), list[Row]()
     with open_instance(root) as instance:
         now = {key: each.state for each in going(instance) for key in each.tasks}
         for spec in catalog.tasks:
-            state, counts = now.get(spec.key) or last_end(instance, spec.key), unknown
+            counts, state = [None] * 3, now.get(spec.key) or last_end(instance, spec.key)
             try:
                 by_stage = known_states(instance, Task(spec))
                 failed = sum(each["failed"] for each in by_stage)
@@ -83,40 +81,31 @@ def _tasks() -> list[Row]:
 
 def _show(task: Task, as_json: bool) -> None:
     from modelcall_assets.defs.chain import Chain
-    from modelcall_assets.defs.going import OLD, STATES, states_of, why_failed
+    from modelcall_assets.defs.going import STATES, states_of, why_failed
     from modelcall_assets.defs.instance import open_instance
 
-    rows, counted, why = list[Row](), Counter[str](), list[str]()
+    overview, rows, why = task.overviews[0], list[Row](), list[str]()
+    assert isinstance(overview, Summary)
+    made = {row["stage"]: row for row in overview.summed()[0].tables["stages"]}
     with open_instance(task.spec.root) as instance:
         chain = Chain(task, instance, (), {}, None, None)
         for stage in task.stages:
-            states = states_of(chain, stage)
-            counts = Counter(states.values())
-            row = {"step": stage.name, "files": len(states)}
-            row |= {state: counts[state] for state in (*STATES.values(), OLD)}
-            rows.append(row := row | _sums(chain.results, stage, [*states]))
-            counted.update({name: value for name, value in row.items() if type(value) is int})
+            states, of = states_of(chain, stage), made[stage.name]
+            row: Row = {"step": stage.name, "files": len(states)}
+            row |= {state: [*states.values()].count(state) for state in STATES.values()}
+            row |= {"rows": of["rows"], "ok": of["ok"], "failed_rows": of["failed"]}
+            rows.append(row | {"dropped": of["dropped"], "cost_usd": of.get("cost_usd")})
             for key in [key for key, state in states.items() if state == "failed"][:SHOWN]:
                 told = why_failed(instance, stage, key)
                 why.append(f"{decode_key(key)}: {stage.name} failed: {told}")
     print_rows(rows, as_json=as_json)
-    commands = ["run-task"] if counted["failed"] + counted["missing"] + counted[OLD] else []
-    commands += ["failures", "retry"] if counted["failed_rows"] else []
-    commands += ["monitor"] if counted["running"] else []
-    why += (f"next: modelcall {command} {quote(task.spec.name)}" for command in commands)
-    for line in [] if as_json else why:
-        echo(line)
-
-
-def _sums(results: Results, stage: Stage, keys: list[str]) -> Row:
-    """Of the latest results, accepted or not; the cost only where that of all is known."""
-    each = ((stage.name, key) for key in keys)
-    found = (results.rows.get((*at, False)) or results.rows.get((*at, True)) for at in each)
-    made = [row for row in found if row is not None]
-    costs = [row["numbers"].get("cost_usd") for row in made] if stage.asks else []
-    counts = {name: sum(row[name] for row in made) for name in COUNTS}
-    counts["failed_rows"] = counts.pop("failed")
-    return counts | {"cost_usd": sum(costs) if costs and None not in costs else None}
+    if as_json:
+        return
+    asks = ("failures", "retry") if why or any(row["failed_rows"] for row in rows) else ()
+    is_due = any(row[state] for row in rows for state in ("failed", "missing", "out_of_date"))
+    for command in (*("run-task",) * is_due, *asks):
+        why.append(f"next: modelcall {command} {quote(task.spec.name)}")
+    echo("\n".join(why))
 
 
 @click.command()
@@ -130,22 +119,20 @@ def stop(task: str | None, is_all: bool) -> None:
       modelcall stop my_task
       modelcall stop 'code_*'
     """
-    from modelcall_assets.defs.going import stop as ended
+    from modelcall_assets.defs.going import stop as end
     from modelcall_assets.defs.instance import open_instance
 
     if (task is None) != is_all:
         raise misuse("TASK", "name one, or say --all", fix="`modelcall tasks` shows what runs")
-    root, pattern = find_root(Path.cwd()), task or "*"
-    named = ((name, (name, file.stem)) for name, file in named_tasks(root))
-    keys = {legal_key(n) for n, both in named if any(fnmatchcase(each, pattern) for each in both)}
-    if not keys and task is not None:
-        keys = {legal_key(written_name(TASK.convert(task, None, None)))}
+    files = named_tasks(root := find_root(Path.cwd()))
+    found = [file for name, file in files.items() if fnmatchcase(name, task or "*")]
+    keys = {legal_key(written_name(file)) for file in found or [TASK.convert(task, None, None)]}
     with open_instance(root) as instance:
-        found = ended(instance, lambda key: is_all or key in keys)
+        ended = end(instance, lambda key: is_all or key in keys)
     here = socket.gethostname()
-    for each in found:
+    for each in ended:
         said = "stopped" if each.host == here else f"goes on at {each.host}: stop it there"
         echo(f"{', '.join(sorted(each.tasks))}: {each.id}: {said}")
-    if not found:
+    if not ended:
         echo("nothing to stop")
-    sys.exit(1 if any(each.host != here for each in found) else 0)
+    sys.exit(1 if any(each.host != here for each in ended) else 0)

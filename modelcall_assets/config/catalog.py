@@ -284,9 +284,10 @@ def task_files(root: Path) -> list[Path]:
     return sorted(path for path in files if "templates" not in path.relative_to(folder).parts[:-1])
 
 
-def named_tasks(root: Path) -> list[tuple[str, Path]]:
-    """The tasks of a project by their names, broken ones too; none of them is parsed."""
-    return [(written_name(path), path) for path in task_files(root)]
+def named_tasks(root: Path) -> dict[str, Path]:
+    """The files of a project's tasks, broken ones too, by both their names."""
+    files = task_files(root)
+    return {file.stem: file for file in files} | {written_name(file): file for file in files}
 
 
 def _linked(tasks: Sequence[TaskSpec]) -> list[TaskSpec]:

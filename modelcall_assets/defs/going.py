@@ -39,9 +39,13 @@ from modelcall_assets.stages.task import Task
 LOOK_EVERY_S = 0.2
 HEARTBEAT_S = 90.0
 """The daemon gives one each 30 s."""
-STATES = {GREEN: "done", RED: "failed", None: "missing", IN_PROGRESS: "running"}
-OLD = "out_of_date"
-ERROR = dg.AssetCheckSeverity.ERROR
+STATES = {
+    GREEN: "done",
+    "old": "out_of_date",
+    None: "missing",
+    RED: "failed",
+    IN_PROGRESS: "running",
+}
 _ENDS = {dg.DagsterRunStatus.SUCCESS: "done", dg.DagsterRunStatus.CANCELED: "stopped"}
 
 
@@ -50,7 +54,7 @@ def states_of(chain: Chain, stage: Stage) -> dict[str, str]:
     chain.results.look(stage)
     found = {key: STATES[chain.statuses[stage.name].get(key)] for key in stage.keys.now()}
     old = (key for key, state in found.items() if state == "done" and chain.is_due(stage, key))
-    return found | dict.fromkeys(old, OLD)
+    return found | dict.fromkeys(old, STATES["old"])
 
 
 def known_states(instance: dg.DagsterInstance, task: Task) -> list[Counter[str]]:
@@ -64,7 +68,11 @@ def why_failed(instance: dg.DagsterInstance, stage: Stage, key: str) -> str:
     check, only = dg.AssetCheckKey(asset_key(stage), COMPLETE), PartitionKeyFilter(key=key)
     latest = instance.event_log_storage.get_latest_asset_check_execution_by_key([check], only)
     told = latest[check].evaluation if latest else None
-    if isinstance(told, dg.AssetCheckEvaluation) and told.severity == ERROR and not told.passed:
+    if (
+        isinstance(told, dg.AssetCheckEvaluation)
+        and told.severity == dg.AssetCheckSeverity.ERROR
+        and not told.passed
+    ):
         return told.description or ""
     return "its run was stopped, or its process killed, before it was made"
 
