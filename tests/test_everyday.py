@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 
 import dagster as dg
 import orjson
 import pytest
+from dagster._core.execution.backfill import BulkActionStatus, PartitionBackfill
 from project import RED, TASK, A, B, C, Project, Row, some_rows, until
 
-from modelcall_assets.defs.instance import TASK_TAG
+from modelcall_assets.defs.instance import TASK_TAG, register
 from modelcall_assets.defs.runs import PROCESS_TAG
 from modelcall_assets.rehearsal import Faults, RehearsalServer
 
@@ -71,7 +73,7 @@ class TestTasks:
         assert project.run("run-task", "rate", "--file", A).code == 0
         made, _ = rows(project, "status")
         assert (made["files"], made["done"], made["failed"]) == (3, 1, 0)
-        assert made["state"].startswith("done 20")
+        assert made["state"].startswith("success 20")
         assert "together" in project.run("status").out
 
     def test_of_nothing_is_nothing(self, project: Project) -> None:
@@ -103,7 +105,7 @@ class TestStatus:
         assert project.run("run-task", "rate").code == 1
         raw, scores = rows(project, "status", "rate")
         assert (raw["failed"], scores["missing"], scores["failed"]) == (1, 1, 1)
-        assert scores["failed_rows"] == 1
+        assert scores["rows"] == 4  # what is rejected is not counted
         shown = project.run("status", "rate").out
         assert f"{B}: raw failed: " in shown
         assert f"{C}: scores failed: 1 of 5 rows failed (20.00%)" in shown
@@ -132,7 +134,7 @@ class TestStop:
         again = project.run("run-task", "rate")
         assert (again.code, server.stats()["requests"]) == (0, 48), again
         assert server.stats()["repeated_ok"] == 0
-        assert rows(project, "tasks")[0]["state"].startswith("done")
+        assert rows(project, "tasks")[0]["state"].startswith("success")
 
     def test_says_when_there_is_nothing(self, project: Project) -> None:
         for which in ("rate", "--all", "ra*"):
@@ -159,22 +161,37 @@ class TestStop:
         assert run.status == dg.DagsterRunStatus.STARTED
 
 
-class TestDetached:
-    def test_waits_for_a_daemon_and_can_be_stopped(
-        self, project: Project, server: RehearsalServer
-    ) -> None:
-        ended = project.run("run-task", "rate", "--detach", "--file", "deep/*")
-        assert ended.code == 0 and "no daemon is running" in ended.out, ended
-        assert rows(project, "tasks")[0]["state"] == "queued"
-        (backfill,) = project.instance.get_backfills()
-        assert backfill.backfill_id in ended.out
-        stopped = project.run("stop", "rate")
-        assert stopped.code == 0 and backfill.backfill_id in stopped.out
-        assert project.run("stop", "rate").out == "nothing to stop\n"
-        assert server.stats()["requests"] == 0
+def test_a_detached_run_is_seen_and_stopped_as_any_other(
+    project: Project, server: RehearsalServer
+) -> None:
+    project.write_input(A, some_rows(40))
+    server.set_faults(Faults(latency_ms=200))
+    with project.start("run-task", "rate", "--detach", "--file", A) as starter:
+        out, err = starter.communicate(timeout=60)
+    assert starter.returncode == 0 and "modelcall stop rate" in out, out + err
+    until(lambda: server.stats()["answered"] >= 8)
+    assert rows(project, "tasks")[0]["state"] == "running"
+    assert rows(project, "status", "rate")[1]["running"] == 1
+    assert "stopped" in project.run("stop", "rate").out
+    server.set_faults(Faults())
+    assert project.run("run-task", "rate").code == 0
+    stats = server.stats()
+    assert (stats["requests"], stats["repeated_ok"], stats["abandoned"]) == (48, 0, 0)
 
-    def test_of_nothing_queues_nothing(self, project: Project) -> None:
-        assert project.run("run-task", "rate").code == 0
-        ended = project.run("run-task", "rate", "--detach")
-        assert ended.code == 0 and "nothing to do" in ended.out
-        assert not project.instance.get_backfills()
+
+def test_what_is_queued_is_cancelled(project: Project) -> None:
+    graph, keys = project.definitions().resolve_asset_graph(), [A, B, C]
+    register(project.instance, project.steps())
+    selection, now = [project.asset_key("raw"), project.asset_key("scores")], time.time()
+    backfill = PartitionBackfill.from_asset_partitions(
+        "few", graph, keys, selection, now, {}, project.instance, False, None, None, None
+    )
+    project.instance.add_backfill(backfill)
+    job, tags = dg.job(name="any")(lambda: None), {TASK_TAG: "rate"}
+    project.instance.create_run_for_job(job, tags=tags)
+    assert rows(project, "tasks")[0]["state"] == "queued"
+    ended = project.run("stop", "rate")
+    assert ended.code == 0 and "rate: few: stopped" in ended.out, ended
+    assert project.instance.get_runs()[0].status == dg.DagsterRunStatus.CANCELED
+    assert project.instance.get_backfill("few").status == BulkActionStatus.CANCELING
+    assert project.run("stop", "rate").out == "nothing to stop\n"

@@ -1,11 +1,13 @@
 """`modelcall run-task` and `retry`: make what is missing, and ask again."""
 
 import gc
+import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import closing
 from dataclasses import replace
 from math import ceil
+from shlex import quote
 from typing import Any
 
 import click
@@ -44,7 +46,7 @@ SHOWN_IDS = 5
     is_flag=True,
     help="Ask for all rows again; what comes replaces what was there, failures too.",
 )
-@click.option("--detach", is_flag=True, help="Leave the work to the daemon, and return.")
+@click.option("--detach", is_flag=True, help="Return at once; a process of its own runs it.")
 @click.option("--job-index", type=click.IntRange(0), help="Which of those jobs this is, from 0.")
 @click.option("--world-size", type=click.IntRange(1), help="Jobs that share the files.")
 def run_task(
@@ -65,9 +67,12 @@ def run_task(
       modelcall run-task my_task.yaml --file 'python/*.jsonl'
       modelcall run-task my_task.yaml --job-index 0 --world-size 4   (one of four machines)
     """
+    if detach:
+        _detach(task)
+        return
     job, size = _job(task, job_index, world_size)
     options = {stage.name: {"fresh": True} for stage in task.stages if stage.answers and fresh}
-    code = 0 if fresh or pattern or size > 1 or detach else _go_on(task)
+    code = 0 if fresh or pattern or size > 1 else _go_on(task)
 
     def choose(keys: Sequence[str]) -> list[str]:
         """This job's share of the files, by the rule ceil(files / jobs) each, then the pattern."""
@@ -79,7 +84,21 @@ def run_task(
             raise misuse("--file", wrong)
         return [key for key in matching if key in own]
 
-    sys.exit(_run_files(task, choose, options, detach=detach) or code)
+    sys.exit(_run_files(task, choose, options) or code)
+
+
+def _detach(task: Task) -> None:
+    """The same command in a process of its own, which outlives the terminal."""
+    task.check_ready()
+    path, name = task.layout.scratch / task.spec.key / "detached.log", quote(task.spec.name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    main = (sys.executable, "-c", "from modelcall_assets.cli.main import main; main()")
+    command = [*main, *(each for each in sys.argv[1:] if each != "--detach")]
+    with path.open("ab") as log:
+        options = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
+        job = subprocess.Popen(command, start_new_session=True, **options)
+    echo(f"{task.spec.name}: process {job.pid}; what it says is in {path}")
+    echo(f"follow it: modelcall monitor {name}, end it: modelcall stop {name}")
 
 
 def _job(task: Task, index: int | None, asked: int | None) -> tuple[int, int]:
@@ -110,8 +129,6 @@ def _run_files(
     choose: Callable[[Sequence[str]], Sequence[str]],
     options: Mapping[str, Mapping[str, Any]],
     files: Set[str] | None = None,
-    *,
-    detach: bool = False,
 ) -> int:
     """Materialise what `choose` takes of the keys of all input files, and tell how it ended; gives
     the exit code. `options` and `files` are for `TaskRunner.run`."""
@@ -130,11 +147,6 @@ def _run_files(
         keys = choose(register(instance, task).keys)
         if not keys and not any(stage.gathers and stage.keys.now() for stage in task.stages):
             echo(f"{task.spec.name}: no input files to work on")
-            return 0
-        if detach:
-            from modelcall_assets.defs.going import enqueue
-
-            echo(enqueue(task, instance, keys, options))
             return 0
         with closing(RunDisplay()) as display:
             ended = TaskRunner(task, instance, display.watcher).run(keys, options, files)

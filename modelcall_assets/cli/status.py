@@ -81,7 +81,7 @@ def _tasks() -> list[Row]:
 
 def _show(task: Task, as_json: bool) -> None:
     from modelcall_assets.defs.chain import Chain
-    from modelcall_assets.defs.going import STATES, states_of, why_failed
+    from modelcall_assets.defs.going import OLD, STATES, states_of, why_failed
     from modelcall_assets.defs.instance import open_instance
 
     overview, rows, why = task.overviews[0], list[Row](), list[str]()
@@ -92,7 +92,7 @@ def _show(task: Task, as_json: bool) -> None:
         for stage in task.stages:
             states, of = states_of(chain, stage), made[stage.name]
             row: Row = {"step": stage.name, "files": len(states)}
-            row |= {state: [*states.values()].count(state) for state in STATES.values()}
+            row |= {state: [*states.values()].count(state) for state in (*STATES.values(), OLD)}
             row |= {"rows": of["rows"], "ok": of["ok"], "failed_rows": of["failed"]}
             rows.append(row | {"dropped": of["dropped"], "cost_usd": of.get("cost_usd")})
             for key in [key for key, state in states.items() if state == "failed"][:SHOWN]:
@@ -105,7 +105,8 @@ def _show(task: Task, as_json: bool) -> None:
     is_due = any(row[state] for row in rows for state in ("failed", "missing", "out_of_date"))
     for command in (*("run-task",) * is_due, *asks):
         why.append(f"next: modelcall {command} {quote(task.spec.name)}")
-    echo("\n".join(why))
+    for line in why:
+        echo(line)
 
 
 @click.command()

@@ -7,46 +7,27 @@ import signal
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import datetime
 from functools import partial
-from shlex import quote
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import dagster as dg
-from dagster._core.definitions.assets.graph.asset_graph_subset import AssetGraphSubset
 from dagster._core.event_api import PartitionKeyFilter
-from dagster._core.execution.backfill import BulkActionsFilter, BulkActionStatus, PartitionBackfill
+from dagster._core.execution.backfill import BulkActionsFilter, BulkActionStatus
 from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
-from dagster._core.utils import make_new_backfill_id
 
-from modelcall_assets.defs.chain import Chain, StageOptions
-from modelcall_assets.defs.instance import (
-    GREEN,
-    IN_PROGRESS,
-    RED,
-    TASK_TAG,
-    asset_key,
-    partitions_of,
-    tasks_of,
-)
+from modelcall_assets.defs.chain import Chain
+from modelcall_assets.defs.instance import GREEN, IN_PROGRESS, RED, TASK_TAG, asset_key, tasks_of
 from modelcall_assets.defs.ledger import COMPLETE
 from modelcall_assets.defs.runs import PROCESS_TAG, end_dead_runs, lock_path
 from modelcall_assets.stages import Stage
 from modelcall_assets.stages.task import Task
 
 LOOK_EVERY_S = 0.2
-HEARTBEAT_S = 90.0
-"""The daemon gives one each 30 s."""
-STATES = {
-    GREEN: "done",
-    "old": "out_of_date",
-    None: "missing",
-    RED: "failed",
-    IN_PROGRESS: "running",
-}
-_ENDS = {dg.DagsterRunStatus.SUCCESS: "done", dg.DagsterRunStatus.CANCELED: "stopped"}
+STATES = {GREEN: "done", RED: "failed", None: "missing", IN_PROGRESS: "running"}
+OLD = "out_of_date"
 
 
 def states_of(chain: Chain, stage: Stage) -> dict[str, str]:
@@ -54,7 +35,7 @@ def states_of(chain: Chain, stage: Stage) -> dict[str, str]:
     chain.results.look(stage)
     found = {key: STATES[chain.statuses[stage.name].get(key)] for key in stage.keys.now()}
     old = (key for key, state in found.items() if state == "done" and chain.is_due(stage, key))
-    return found | dict.fromkeys(old, STATES["old"])
+    return found | dict.fromkeys(old, OLD)
 
 
 def known_states(instance: dg.DagsterInstance, task: Task) -> list[Counter[str]]:
@@ -68,19 +49,15 @@ def why_failed(instance: dg.DagsterInstance, stage: Stage, key: str) -> str:
     check, only = dg.AssetCheckKey(asset_key(stage), COMPLETE), PartitionKeyFilter(key=key)
     latest = instance.event_log_storage.get_latest_asset_check_execution_by_key([check], only)
     told = latest[check].evaluation if latest else None
-    if (
-        isinstance(told, dg.AssetCheckEvaluation)
-        and told.severity == dg.AssetCheckSeverity.ERROR
-        and not told.passed
-    ):
+    if told and getattr(told, "severity", None) == dg.AssetCheckSeverity.ERROR:
         return told.description or ""
     return "its run was stopped, or its process killed, before it was made"
 
 
 def last_end(instance: dg.DagsterInstance, task: str) -> str:
     for record in instance.get_run_records(dg.RunsFilter(tags={TASK_TAG: task}), limit=1):
-        how = _ENDS.get(record.dagster_run.status, "failed")
-        return f"{how} {datetime.fromtimestamp(record.end_time or 0):%Y-%m-%d %H:%M}"
+        how, at = record.dagster_run.status.value.lower(), record.end_time or 0.0
+        return f"{how} {datetime.fromtimestamp(at):%Y-%m-%d %H:%M}"
     return "never run"
 
 
@@ -136,40 +113,3 @@ def stop(instance: dg.DagsterInstance, is_wanted: Callable[[str], bool]) -> list
             seen.setdefault(each.id, each)
         time.sleep(LOOK_EVERY_S if is_left else 0)
     return [*seen.values()]
-
-
-def enqueue(
-    task: Task, instance: dg.DagsterInstance, keys: Sequence[str], options: StageOptions
-) -> str:
-    """The daemon is to do what `TaskRunner.run` would, in a backfill: each file from the first
-    stage that is due on. Says what came of it."""
-    chain, subsets = Chain(task, instance, keys, options, None, None), dict[dg.AssetKey, Any]()
-    due, in_set = set[str](), task.stages[0].keys
-    for stage in task.stages:
-        if stage.keys != in_set:
-            in_set, keys = stage.keys, stage.keys.now()
-            due = {*keys} if due else set()
-        chain.results.look(stage)
-        due |= {key for key in keys if chain.is_due(stage, key)}
-        due -= {key for key in due if chain.statuses[stage.name].get(key) == IN_PROGRESS}
-        subset = partitions_of(stage.keys).subset_with_partition_keys(due)
-        subsets[asset_key(stage)] = subset
-    if not due:
-        return f"{task.spec.name}: nothing to do: every file is up to date"
-    asset = {stage.name: asset_key(stage).to_python_identifier() for stage in task.stages}
-    backfill = PartitionBackfill.from_asset_graph_subset(
-        make_new_backfill_id(),
-        time.time(),
-        {TASK_TAG: task.spec.key},
-        instance,
-        AssetGraphSubset(partitions_subsets_by_asset_key=subsets),
-        title=f"run-task {task.spec.name}",
-        description=None,
-        run_config={"ops": {asset[name]: {"config": dict(o)} for name, o in options.items()}},
-    )
-    instance.add_backfill(backfill)
-    name, beats = quote(task.spec.name), instance.get_daemon_heartbeats().values()
-    told = f"queued as {backfill.backfill_id}: modelcall monitor {name}, modelcall stop {name}"
-    if time.time() - max((beat.timestamp for beat in beats), default=0) > HEARTBEAT_S:
-        told += "\nno daemon is running: start `modelcall ui` or `dagster-daemon run`"
-    return told
