@@ -164,19 +164,19 @@ class TestStop:
 def test_a_detached_run_is_seen_and_stopped_as_any_other(
     project: Project, server: RehearsalServer
 ) -> None:
-    project.write_input(A, some_rows(40))
+    project.write_input(A, some_rows(400))
     server.set_faults(Faults(latency_ms=200))
     with project.start("run-task", "rate", "--detach", "--file", A) as starter:
         out, err = starter.communicate(timeout=60)
     assert starter.returncode == 0 and "modelcall stop rate" in out, out + err
     until(lambda: server.stats()["answered"] >= 8)
     assert rows(project, "tasks")[0]["state"] == "running"
-    assert rows(project, "status", "rate")[1]["running"] == 1
+    until(lambda: rows(project, "status", "rate")[1]["running"] == 1)
     assert "stopped" in project.run("stop", "rate").out
     server.set_faults(Faults())
     assert project.run("run-task", "rate").code == 0
     stats = server.stats()
-    assert (stats["requests"], stats["repeated_ok"], stats["abandoned"]) == (48, 0, 0)
+    assert (stats["requests"], stats["repeated_ok"], stats["abandoned"]) == (408, 0, 0)
 
 
 def test_what_is_queued_is_cancelled(project: Project) -> None:

@@ -126,8 +126,10 @@ def stop(task: str | None, is_all: bool) -> None:
     if (task is None) != is_all:
         raise misuse("TASK", "name one, or say --all", fix="`modelcall tasks` shows what runs")
     files = named_tasks(root := find_root(Path.cwd()))
-    found = [file for name, file in files.items() if fnmatchcase(name, task or "*")]
-    keys = {legal_key(written_name(file)) for file in found or [TASK.convert(task, None, None)]}
+    found = [file for name, file in files.items() if task and fnmatchcase(name, task)]
+    if task and not found:
+        found = [TASK.convert(task, None, None)]
+    keys = {legal_key(written_name(file)) for file in found}
     with open_instance(root) as instance:
         ended = end(instance, lambda key: is_all or key in keys)
     here = socket.gethostname()
