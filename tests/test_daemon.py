@@ -22,8 +22,8 @@ from dagster._core.storage.partition_status_cache import AssetPartitionStatus
 from dev import POLL_S, Dev
 from project import FRESH, GREEN, NAMES, PREPROCESS, RED, A, B, C, Project, some_rows, until
 
-from modelcall_assets.defs.instance import partitions_of, register
-from modelcall_assets.defs.sensors import TASK_TAG, followers_sensor
+from modelcall_assets.defs.instance import TASK_TAG, partitions_of, register
+from modelcall_assets.defs.sensors import followers_sensor
 from modelcall_assets.records import encode_key
 from modelcall_assets.rehearsal import NO_FAULTS, Faults, RehearsalServer, serve_in_thread
 from modelcall_assets.stages.report import Tally

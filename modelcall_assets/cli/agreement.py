@@ -49,7 +49,7 @@ def agreement(
 ) -> None:
     """How far judges agree on the same items, with each other and with labels of people.
 
-    Judges are TASK.yaml files, scores files or folders of them, or several columns of one.
+    Judges are tasks, scores files or folders of them, or several columns of one.
 
     \b
       modelcall agreement judge_a.yaml judge_b.yaml --labels people.csv

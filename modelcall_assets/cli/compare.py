@@ -8,6 +8,7 @@ import click
 
 from modelcall_assets.cli.options import (
     NEW_FILE,
+    TaskFile,
     chosen_files,
     force_option,
     load,
@@ -30,7 +31,7 @@ from modelcall_assets.transforms.transcript import CONVERSATION_COLUMNS
 PAGE_RECORDS = 1000
 REPLY_CHARS = 300
 SIDES = "A", "B"
-RESULT = click.Path(exists=True, path_type=Path)
+RESULT = TaskFile()
 
 
 @click.command("compare")
@@ -69,7 +70,7 @@ def compare_results(
 ) -> None:
     """Compare two results on the same items: B with A.
 
-    Each is a TASK.yaml, or scores files that are there: one, or a folder such as an older copy of a
+    Each is a TASK, or scores files that are there: one, or a folder such as an older copy of a
     task's output. Rows are joined by file, record id and sample. Without independent rows, as of
     several samples of an item or ten subjects, intervals are those of clusters, and there is no
     test of right and wrong.

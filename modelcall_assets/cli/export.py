@@ -10,7 +10,7 @@ from typing import Any, Literal
 import click
 
 from modelcall_assets.cli.options import (
-    EXISTING_FILE,
+    TASK,
     chosen_files,
     file_option,
     force_option,
@@ -106,7 +106,7 @@ class Asked:
 
 
 @click.command()
-@click.argument("tasks", metavar="TASK.yaml...", nargs=-1, required=True, type=EXISTING_FILE)
+@click.argument("tasks", metavar="TASK...", nargs=-1, required=True, type=TASK)
 @stage_option
 @file_option
 @click.option(
@@ -168,7 +168,7 @@ class Asked:
 )
 @json_option
 def export(**given: Any) -> None:
-    """Copy what each TASK.yaml has published, a file for each input file, rows in their order.
+    """Copy what each TASK has published, a file for each input file, rows in their order.
 
     Takes the good rows of the last asset as JSONL unless told otherwise. A row is in the same part
     of a split whatever else is exported, so that nothing leaks from one into the other.

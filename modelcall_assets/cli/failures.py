@@ -40,7 +40,7 @@ def failures(
     limit: int | None,
     as_json: bool,
 ) -> None:
-    """Show the failed rows of TASK.yaml, and how many failed for which reason.
+    """Show the failed rows of TASK, and how many failed for which reason.
 
     They are those of each file's latest result, one that was rejected too. docs/scores.md says what
     the reasons mean. `modelcall export --failures` copies whole rows. With --json a row is {file,

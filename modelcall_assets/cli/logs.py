@@ -6,7 +6,7 @@ from typing import Any
 import click
 import orjson
 
-from modelcall_assets.cli.options import EXISTING_FILE, load, misuse
+from modelcall_assets.cli.options import TASK, load, misuse
 from modelcall_assets.cli.terminal import echo, json_option, print_rows
 from modelcall_assets.config.catalog import find_root, load_catalog
 from modelcall_assets.config.spec import TaskSpec
@@ -14,8 +14,8 @@ from modelcall_assets.errors import InputError, Problem, SetupError
 
 
 @click.command()
-@click.argument("given", metavar="[TASK.yaml]", required=False, type=EXISTING_FILE)
-@click.option("--task", type=EXISTING_FILE, help="The same as TASK.yaml.")
+@click.argument("given", metavar="[TASK]", required=False, type=TASK)
+@click.option("--task", type=TASK, help="The same as TASK.")
 @click.option("--details", "kind", flag_value="batch_details", help="How each row ended.")
 @click.option("--stats", "kind", flag_value="final_stats", help="Numbers of the last run.")
 @click.option("--run", "asked", default="", metavar="ID", help="That run; its first letters do.")
@@ -24,10 +24,10 @@ from modelcall_assets.errors import InputError, Problem, SetupError
 def logs(
     given: Path | None, task: Path | None, kind: str | None, asked: str, limit: int, as_json: bool
 ) -> None:
-    """Show what the last run of TASK.yaml has told, and last of all why it failed.
+    """Show what the last run of TASK has told, and last of all why it failed.
 
-    Without TASK.yaml: the last runs of all tasks. --details and --stats show files that runs leave
-    where TASK.yaml says `logging: {log_dir: logs}`.
+    Without TASK: the last runs of all tasks. --details and --stats show files that runs leave
+    where TASK says `logging: {log_dir: logs}`.
 
     \b
       modelcall logs
@@ -42,7 +42,7 @@ def logs(
     own = None if path is None else load(path).spec
     if kind is not None:
         if own is None:
-            raise misuse("TASK.yaml", "missing: whose files?")
+            raise misuse("TASK", "missing: whose files?")
         rows = [row for row in _left(own, kind) if row["run"].startswith(asked)]
         print_rows(rows[-limit:], as_json=as_json)
         return
@@ -58,7 +58,7 @@ def logs(
             lines = (told(entry, run) for entry in instance.all_logs(run.run_id))
             rows = [line for line in lines if line][-limit:]
     if not rows:
-        raise InputError("no such run yet; `modelcall run-task TASK.yaml` makes one")
+        raise InputError("no such run yet; `modelcall run-task TASK` makes one")
     if own is None or as_json:
         print_rows(rows, as_json=as_json)
     else:

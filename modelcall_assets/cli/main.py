@@ -19,6 +19,7 @@ from modelcall_assets.cli.publish import publish
 from modelcall_assets.cli.rehearse import rehearse, trial
 from modelcall_assets.cli.report import report
 from modelcall_assets.cli.run import retry, run_task
+from modelcall_assets.cli.status import status, stop, tasks
 from modelcall_assets.cli.terminal import echo
 from modelcall_assets.cli.upkeep import adopt, clean, register, verify
 from modelcall_assets.errors import ModelcallError, SetupError
@@ -27,7 +28,8 @@ from modelcall_assets.errors import ModelcallError, SetupError
 @click.group(
     commands=[
         *(check, plan, trial, rehearse, run_task),
-        *(logs, failures, retry, report, compare_results, agreement, export, publish),
+        *(tasks, status, stop, logs),
+        *(failures, retry, report, compare_results, agreement, export, publish),
         *(register, verify, clean),
         *(split, join, migrate, adopt),
         *(pipeline, preprocess, api_call, distillation_generate),
@@ -45,22 +47,27 @@ def modelcall() -> None:
     \b
     A first task, step by step:
       modelcall check                 every mistake in configs/, by file, field and line
-      modelcall plan TASK.yaml        files, rows, tokens and cost, before paying
-      modelcall try TASK.yaml         five rows: prompt, raw reply, parsed result
+      modelcall plan TASK             files, rows, tokens and cost, before paying
+      modelcall try TASK              five rows: prompt, raw reply, parsed result
       modelcall rehearse -- COMMAND   run COMMAND against a free local endpoint
-      modelcall run-task TASK.yaml    make what is missing or failed
+      modelcall run-task TASK         make what is missing or failed
 
     \b
     Then:
-      modelcall logs TASK.yaml        what its last run has told, and why it failed
-      modelcall failures TASK.yaml    which rows failed, and why
-      modelcall retry TASK.yaml       ask again for those
-      modelcall report TASK.yaml      a page of totals, plots and records
+      modelcall status [TASK]         how far it is, and why files failed
+      modelcall stop TASK             end what goes on, with every reply kept
+      modelcall logs TASK             what its last run has told, and why it failed
+      modelcall failures TASK         which rows failed, and why
+      modelcall retry TASK            ask again for those
+      modelcall report TASK           a page of totals, plots and records
       modelcall compare A B           two results on the same items
-      modelcall export TASK.yaml      JSONL or Parquet for others
-      modelcall publish TASK.yaml TO  a data set with a card, in a folder or on the Hub
+      modelcall export TASK           JSONL or Parquet for others
+      modelcall publish TASK TO       a data set with a card, in a folder or on the Hub
       modelcall register              input files appear in the Dagster UI, to be picked
-      modelcall verify TASK.yaml      whether all of it is as it was written
+      modelcall verify TASK           whether all of it is as it was written
+
+    A TASK is a file or a name: `modelcall tasks` lists them. bash (zsh, fish) completes after
+    `eval "$(_MODELCALL_COMPLETE=bash_source modelcall)"`.
     """
 
 

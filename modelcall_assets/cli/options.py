@@ -2,12 +2,14 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from modelcall_assets.cli.terminal import echo
-from modelcall_assets.config.catalog import find_root, load_linked
-from modelcall_assets.config.places import is_within
+from modelcall_assets.config.catalog import find_root, load_linked, named_tasks
+from modelcall_assets.config.places import is_file, is_within
 from modelcall_assets.errors import Problem, did_you_mean
 from modelcall_assets.records.outcome import Reason
 from modelcall_assets.stages import Stage
@@ -28,6 +30,27 @@ def misuse(
 
 EXISTING_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
+
+class TaskFile(click.Path):
+    """The path of a file, or the name of a task of the project; of a result also of a folder."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        if is_file(value) or (self.dir_okay and Path(value).is_dir()):
+            return Path(value)
+        known = named_tasks(find_root(Path.cwd()))
+        if value not in known:
+            fix = f"{did_you_mean(value, known)} `modelcall tasks` lists them".strip()
+            raise misuse("TASK", "no such file, and no task of that name", have=value, fix=fix)
+        return known[value]
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        names = [name for name in named_tasks(find_root(Path.cwd())) if name.startswith(incomplete)]
+        return [*map(CompletionItem, names)] or super().shell_complete(ctx, param, incomplete)
+
+
+TASK = TaskFile(dir_okay=False)
 NEW_FILE = click.Path(dir_okay=False, path_type=Path)
 
 force_option = click.option("--force", is_flag=True, help="Replace files that are there.")
@@ -123,8 +146,8 @@ def parsed_where(condition: str | None, files: Sequence[Published] = ()) -> Wher
 
 task_argument = click.argument(
     "task",
-    metavar="TASK.yaml",
-    type=EXISTING_FILE,
+    metavar="TASK",
+    type=TASK,
     callback=lambda context, _, path: None if context.resilient_parsing else load(path),
 )
 

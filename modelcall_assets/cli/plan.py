@@ -77,7 +77,7 @@ class Planned:
 )
 @json_option
 def plan(task: Task, answer_tokens: int | None, as_json: bool) -> None:
-    """Show what the next run of TASK.yaml would send, file by file, and why. Sends nothing.
+    """Show what the next run of TASK would send, file by file, and why. Sends nothing.
 
     A file is new, or its input, prompt or model has changed, or it failed or was not finished.
     Prompt tokens are extrapolated from fifty rows of each file with the o200k vocabulary; what is

@@ -75,7 +75,7 @@ def publish(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Publish the good rows of TASK.yaml as a data set: a folder, a URI in a store, or
+    """Publish the good rows of TASK as a data set: a folder, a URI in a store, or
     hf://datasets/ORG/NAME on the Hugging Face Hub.
 
     It has Parquet files of each split below data/, and README.md, its card: rows, scores, model,

@@ -166,7 +166,7 @@ Tried = tuple[list[tuple[str, str]], Outcome]
 )
 @click.option("--full", is_flag=True, help="Show long texts to their end.")
 def trial(task: Task, pattern: str | None, rows: int, model: Path | None, full: bool) -> None:
-    """Send the first rows of TASK.yaml; show prompt, reasoning, raw reply and parsed result.
+    """Send the first rows of TASK; show prompt, reasoning, raw reply and parsed result.
 
     Nothing is published or journalled, and the calls are paid. A task with a scorer shows each row
     and its result, an evaluation each answer and its grade. Exits with 1 when no row succeeded. For

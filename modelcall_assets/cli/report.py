@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 from modelcall_assets.cli.options import (
-    EXISTING_FILE,
+    TASK,
     chosen_files,
     file_option,
     force_option,
@@ -65,7 +65,7 @@ BAR, LINE = {"type": "bar"}, {"type": "line", "point": True}
 
 
 @click.command()
-@click.argument("source", metavar="TASK.yaml|FILE", type=EXISTING_FILE)
+@click.argument("source", metavar="TASK|FILE", type=TASK)
 @stage_option
 @file_option
 @click.option(
@@ -98,7 +98,7 @@ def report(
     output: str | None,
     force: bool,
 ) -> None:
-    """Write an HTML page of what TASK.yaml has made, or of the records of a data FILE.
+    """Write an HTML page of what TASK has made, or of the records of a data FILE.
 
     It shows the latest result of each file, one that was rejected too.
 

@@ -1,11 +1,13 @@
 """`modelcall run-task` and `retry`: make what is missing, and ask again."""
 
 import gc
+import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from contextlib import closing
 from dataclasses import replace
 from math import ceil
+from shlex import quote
 from typing import Any
 
 import click
@@ -46,12 +48,18 @@ SHOWN_IDS = 5
     is_flag=True,
     help="Ask for all rows again; what comes replaces what was there, failures too.",
 )
+@click.option("--detach", is_flag=True, help="Return at once; a process of its own runs it.")
 @click.option("--job-index", type=click.IntRange(0), help="Which of those jobs this is, from 0.")
 @click.option("--world-size", type=click.IntRange(1), help="Jobs that share the files.")
 def run_task(
-    task: Task, pattern: str | None, fresh: bool, job_index: int | None, world_size: int | None
+    task: Task,
+    pattern: str | None,
+    fresh: bool,
+    detach: bool,
+    job_index: int | None,
+    world_size: int | None,
 ) -> None:
-    """Score or distil the input files of TASK.yaml: what is missing, failed or out of date.
+    """Score or distil the input files of TASK: what is missing, failed or out of date.
 
     Does the same as the Dagster UI in this one process, and the UI shows the runs. Stop it
     at any time: every reply is kept, and the next run asks only for what is missing.
@@ -61,6 +69,9 @@ def run_task(
       modelcall run-task my_task.yaml --file 'python/*.jsonl'
       modelcall run-task my_task.yaml --job-index 0 --world-size 4   (one of four machines)
     """
+    if detach:
+        _detach(task)
+        return
     job, size = _job(task, job_index, world_size)
     options = {stage.name: {"fresh": True} for stage in task.stages if stage.answers and fresh}
     code = 0 if fresh or pattern or size > 1 else _go_on(task)
@@ -76,6 +87,20 @@ def run_task(
         return [key for key in matching if key in own]
 
     sys.exit(_run_files(task, choose, options, job=f"{job}/{size}") or code)
+
+
+def _detach(task: Task) -> None:
+    """The same command in a process of its own, which outlives the terminal."""
+    task.check_ready()
+    path, name = task.layout.scratch / task.spec.key / "detached.log", quote(task.spec.name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    main = (sys.executable, "-c", "from modelcall_assets.cli.main import main; main()")
+    command = [*main, *(each for each in sys.argv[1:] if each != "--detach")]
+    with path.open("ab") as log:
+        options = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
+        job = subprocess.Popen(command, start_new_session=True, **options)
+    echo(f"{task.spec.name}: process {job.pid}; what it says is in {path}")
+    echo(f"follow it: modelcall monitor {name}, end it: modelcall stop {name}")
 
 
 def _job(task: Task, index: int | None, asked: int | None) -> tuple[int, int]:
@@ -220,7 +245,7 @@ def retry(
     condition: str | None,
     dry_run: bool,
 ) -> None:
-    """Ask the model again for the failed rows of TASK.yaml, in files that are red or green.
+    """Ask the model again for the failed rows of TASK, in files that are red or green.
 
     Makes the files that have such rows once more; all other rows are read from the journal, and
     nothing is paid for them. With --ids or --where rows are asked anew that have an answer: it

@@ -48,29 +48,6 @@ def echo_first(most: int, lines: Sequence[str]) -> None:
         echo(f"… {len(lines) - most:,} more")
 
 
-def table_of(
-    columns: Mapping[str, str],
-    rows: Sequence[Sequence[str]],
-    most: int | None = None,
-    total: Sequence[str] = (),
-) -> Table:
-    """At most so many of the rows. A column is `left` or `right`, or `fold` where long text goes
-    on in another line; the first of those says how many more rows there are."""
-    table = Table()
-    for name, kind in columns.items():
-        justify = "right" if kind == "right" else "left"
-        table.add_column(name, justify=justify, overflow="fold" if kind == "fold" else "ellipsis")
-    for row in rows[:most]:
-        table.add_row(*map(cell, row))
-    if (more := len(rows) - len(rows[:most])) > 0:
-        before = [*columns.values()].index("fold")
-        table.add_row(*[""] * before, f"… {more:,} more")
-    if total:
-        table.add_section()
-        table.add_row(*total)
-    return table
-
-
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="For programs: one JSON object a line, and all of them."
 )

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from modelcall_assets.cli.options import (
-    EXISTING_FILE,
+    TASK,
     file_option,
     load,
     misuse,
@@ -43,10 +43,10 @@ SHOWN = 100
 
 
 @click.command()
-@click.argument("tasks", nargs=-1, metavar="[TASK.yaml]...", type=click.Path(path_type=Path))
+@click.argument("tasks", nargs=-1, metavar="[TASK]...", type=TASK)
 @json_option
 def register(tasks: tuple[Path, ...], as_json: bool) -> None:
-    """Show the input files of each TASK.yaml, or of all tasks, in the Dagster UI as missing.
+    """Show the input files of each TASK, or of all tasks, in the Dagster UI as missing.
 
     Each file becomes a partition that a backfill can be asked for; one that is gone and has no
     result is one no more. Nothing is run or paid. Where a Dagster daemon runs, its sensor
@@ -82,7 +82,7 @@ def register(tasks: tuple[Path, ...], as_json: bool) -> None:
 @task_argument
 @json_option
 def verify(task: Task, as_json: bool) -> None:
-    """Check all that TASK.yaml has published, on disk or in a store; nothing is changed.
+    """Check all that TASK has published, on disk or in a store; nothing is changed.
 
     Outputs are compared with the digests in their manifests, each line of the journals with its
     checksum. What a crash has left, and what belongs to inputs that are gone or were renamed, is
@@ -139,7 +139,7 @@ def clean(
     yes: bool,
     as_json: bool,
 ) -> None:
-    """Delete what TASK.yaml has left behind: temporary files of crashes, and more on demand.
+    """Delete what TASK has left behind: temporary files of crashes, and more on demand.
 
     Without its journal a published file stays as it is, but all its rows are asked again when it
     has to be made again: because prompt, parser or preprocessing change, its output is damaged, or
@@ -228,13 +228,13 @@ def _delete(task: Task, found: Sequence[Garbage]) -> None:
 
 
 @click.command()
-@click.argument("file", metavar="TASK.yaml", type=EXISTING_FILE)
+@task_argument
 @click.option("--stage", help="Only this stage of the task; default: all of them.")
 @file_option
 @click.option("--dry-run", is_flag=True, help="Only show what is there.")
 @json_option
-def adopt(file: Path, stage: str | None, pattern: str | None, dry_run: bool, as_json: bool) -> None:
-    """Let TASK.yaml take over files that lie where its outputs belong and that it has not written:
+def adopt(task: Task, stage: str | None, pattern: str | None, dry_run: bool, as_json: bool) -> None:
+    """Let TASK take over files that lie where its outputs belong and that it has not written:
     results of the old system, or of a task by another name.
 
     Changes no file and asks nothing: the next run does it. Good scores and responses are kept as
@@ -246,7 +246,6 @@ def adopt(file: Path, stage: str | None, pattern: str | None, dry_run: bool, as_
       modelcall adopt my_task.yaml
       modelcall run-task my_task.yaml
     """
-    task = load(file)
     chosen = task.stages if stage is None else [stage_of(task, stage)]
     rows, unreadable = list[Row](), list[str]()
     for asset, key in ((each, key) for each in chosen if each.suffix for key in each.keys.now()):
@@ -261,7 +260,7 @@ def adopt(file: Path, stage: str | None, pattern: str | None, dry_run: bool, as_
     elif dry_run or not rows:
         told = "nothing adopted" + ": --dry-run" * dry_run
     else:
-        told = f"the next run does it: modelcall run-task {file}"
+        told = f"the next run does it: modelcall run-task {task.spec.file_name}"
     echo(told, err=as_json)
     if unreadable:
         raise InputError("\n".join(unreadable))

@@ -22,7 +22,7 @@ from modelcall_assets.config.distillation import (
     parse_distillation,
     with_steps,
 )
-from modelcall_assets.config.files import Environment, load_yaml, with_lines
+from modelcall_assets.config.files import Environment, load_yaml, with_lines, written_name
 from modelcall_assets.config.model import ModelConfig, parse_model
 from modelcall_assets.config.places import is_file, load_storage, shown_path, shown_place
 from modelcall_assets.config.prompt import PromptConfig, parse_prompt
@@ -280,6 +280,12 @@ def task_files(root: Path) -> list[Path]:
     return sorted(path for path in files if "templates" not in path.relative_to(folder).parts[:-1])
 
 
+def named_tasks(root: Path) -> dict[str, Path]:
+    """The files of a project's tasks, broken ones too, by both their names."""
+    files = task_files(root)
+    return {file.stem: file for file in files} | {written_name(file): file for file in files}
+
+
 def _linked(tasks: Sequence[TaskSpec]) -> list[TaskSpec]:
     """Tasks whose first step reads what another one leaves; those of a circle stay unlinked."""
     by_key = {spec.key: spec for spec in tasks}
@@ -334,11 +340,7 @@ def _clashes(spec: TaskSpec, tasks: Sequence[TaskSpec]) -> Iterator[Problem]:
 def _broken(path: Path, root: Path, problems: Sequence[Problem], taken: set[str]) -> BrokenTask:
     """Keeps the key that the task would have, unless another task has it."""
     file = shown_path(path, root)
-    try:
-        name = load_yaml(path).get("task_name")
-    except SetupError:
-        name = None
-    key = legal_key(name if isinstance(name, str) and name else path.stem)
+    key = legal_key(written_name(path))
     if key in taken:
         key = f"{key[:90]}_{_digest(file)}"
     taken.add(key)

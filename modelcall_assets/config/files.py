@@ -75,6 +75,15 @@ def load_yaml(path: Path, shown: str | None = None) -> Content:
     return cast("Content", data)
 
 
+def written_name(path: Path) -> str:
+    """What a task file calls its task, or is called itself where it does not say."""
+    with suppress(SetupError):
+        name = load_yaml(path).get("task_name")
+        if isinstance(name, str) and name:
+            return name
+    return path.stem
+
+
 class _Loader(yaml.SafeLoader):
     """The safe loader, except that keys are text and stand only once in a mapping, that no tag
     changes what a value is, and that aliases stand for no more than `MOST_VALUES`."""

@@ -20,6 +20,7 @@ import dagster as dg
 from dagster._core.definitions.asset_checks.asset_check_evaluation import (
     AssetCheckEvaluationTargetMaterializationData,
 )
+from dagster._core.execution.backfill import PartitionBackfill
 from dagster._core.instance.ref import InstanceRef
 from dagster._core.storage import tags as its_tags
 from dagster._core.storage.partition_status_cache import AssetPartitionStatus
@@ -40,7 +41,10 @@ _LOCK, _WHOLE = ".home.lock", ".home.whole"
 _DATABASES = ("history/runs.db", "history/runs/index.db", "schedules/schedules.db")
 _OF_THE_SCHEMA = {"alembic_version", "secondary_indexes", "instance_info"}
 """Tables that tell of the database, not of runs."""
+TASK_TAG = "modelcall/task"
+"""Of runs and backfills: the key of their task."""
 GREEN, IN_PROGRESS = AssetPartitionStatus.MATERIALIZED, AssetPartitionStatus.IN_PROGRESS
+RED = AssetPartitionStatus.FAILED
 _CODE, _DATA = "dagster/code_version", "dagster/data_version"
 
 
@@ -254,6 +258,12 @@ def latest_events(
 
 def asset_key(stage: Stage) -> dg.AssetKey:
     return dg.AssetKey([stage.spec.key, stage.name])
+
+
+def tasks_of(run: dg.DagsterRun | PartitionBackfill) -> set[str]:
+    """The keys of the tasks that it is of; what was chosen in the UI may be of several."""
+    chosen = {asset.path[0] for asset in run.asset_selection or ()}
+    return {run.tags[TASK_TAG]} if TASK_TAG in run.tags else chosen
 
 
 def provenance_tags(

@@ -10,9 +10,11 @@ ends, so a run whose lock can be taken is dead.
 
 import atexit
 import fcntl
+import json
+import os
 import socket
 import time
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,7 +32,7 @@ from sqlalchemy.exc import DatabaseError
 
 from modelcall_assets.config.spec import TaskSpec
 from modelcall_assets.defs.chain import Chain, StageOptions
-from modelcall_assets.defs.instance import register, unusable
+from modelcall_assets.defs.instance import TASK_TAG, register, tasks_of, unusable
 from modelcall_assets.defs.ledger import Ended, events_of
 from modelcall_assets.defs.logs import JOB_TAG, message_of
 from modelcall_assets.errors import ModelcallError, PublishedMeanwhile
@@ -49,15 +51,19 @@ _UNFINISHED = [
 
 
 @contextmanager
-def process_lock(instance: dg.DagsterInstance, name: str = "") -> Iterator[str]:
-    """Yields the value of PROCESS_TAG for the runs of this process."""
-    name = name or uuid4().hex
-    path = _lock_path(instance, name)
+def process_lock(
+    instance: dg.DagsterInstance, task: str, name: str = ""
+) -> Iterator[dict[str, str]]:
+    """Of a process that works on a task; yields the tags of its runs."""
+    name, host = name or uuid4().hex, socket.gethostname()
+    path = lock_path(instance, name)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
+        file.write(json.dumps({"task": task, "pid": os.getpid(), "host": host}))
+        file.flush()
         try:
-            yield f"{socket.gethostname()}/{name}"
+            yield {PROCESS_TAG: f"{host}/{name}", TASK_TAG: task}
         finally:
             path.unlink(missing_ok=True)
 
@@ -70,8 +76,9 @@ class _LockedExecutor(InProcessExecutor):
         # Not only while steps run: the run is not finished before its process says so.
         lifetime = ExitStack()
         atexit.register(lifetime.close)
-        process = lifetime.enter_context(process_lock(instance, run_id))
-        instance.add_run_tags(run_id, {PROCESS_TAG: process})
+        task = min(tasks_of(plan_context.dagster_run), default="")
+        tags = lifetime.enter_context(process_lock(instance, task, run_id))
+        instance.add_run_tags(run_id, tags)
         for event in super().execute(plan_context, execution_plan):
             # The run's own failure repeats the words of a step's, and would repeat its frames.
             data = event.event_specific_data
@@ -135,7 +142,7 @@ def _is_dead(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
     # Dagster copies tags to a run that is launched again from the UI: they tell of another process.
     if run.parent_run_id is not None and name != run.run_id:
         return False
-    path = _lock_path(instance, name)
+    path = lock_path(instance, name)
     try:
         with path.open() as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -147,7 +154,7 @@ def _is_dead(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
     return True
 
 
-def _lock_path(instance: dg.DagsterInstance, name: str) -> Path:
+def lock_path(instance: dg.DagsterInstance, name: str) -> Path:
     return Path(instance.root_directory) / "processes" / name
 
 
@@ -255,9 +262,9 @@ class TaskRunner:
             body()
 
         summary = RunSummary(chain.ran, [], chain.busy, chain.behind)
-        with process_lock(self.instance) as process, dead_runs_ended(self.instance):
+        with process_lock(self.instance, task.spec.key) as tags, dead_runs_ended(self.instance):
             if not chain.is_idle():
-                summary.failed += self._execute(job, process)
+                summary.failed += self._execute(job, tags)
             try:
                 note_overviews(self.instance, task)
             except PublishedMeanwhile:
@@ -268,11 +275,12 @@ class TaskRunner:
                 summary.failed.append(unusable(self.instance.root_directory, error))
         return summary
 
-    def _execute(self, job: dg.JobDefinition, process: str) -> list[str]:
-        """Gives what failed. KeyboardInterrupt after Ctrl-C, which Dagster keeps to itself."""
+    def _execute(self, job: dg.JobDefinition, tags: Mapping[str, str]) -> list[str]:
+        """Gives what failed. KeyboardInterrupt after Ctrl-C or `stop`, which Dagster keeps to
+        itself."""
         result = job.execute_in_process(
             instance=self.instance,
-            tags={PROCESS_TAG: process, JOB_TAG: self.job},
+            tags={**tags, JOB_TAG: self.job},
             run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
             raise_on_error=False,
         )
@@ -282,6 +290,8 @@ class TaskRunner:
                 reason = event.job_failure_data.failure_reason
                 if reason == RunFailureReason.UNEXPECTED_TERMINATION:
                     raise KeyboardInterrupt
+            elif event.event_type == dg.DagsterEventType.RUN_CANCELED:
+                raise KeyboardInterrupt
             elif event.event_type == dg.DagsterEventType.STEP_FAILURE:
                 failures.append(message_of(event.step_failure_data))
         return failures

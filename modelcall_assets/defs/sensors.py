@@ -26,6 +26,7 @@ from dagster._core.storage.tags import PRIORITY_TAG, RUN_KEY_TAG
 from modelcall_assets.defs.instance import (
     GREEN,
     IN_PROGRESS,
+    TASK_TAG,
     add_partitions,
     asset_key,
     latest_events,
@@ -40,7 +41,6 @@ from modelcall_assets.stages.task import Task
 from modelcall_assets.storage.files import write_bytes
 from modelcall_assets.storage.publishing import read_manifest
 
-TASK_TAG = "modelcall/task"
 PLANNED_AT_ONCE = 500
 """Files of the ranges of one look; Dagster takes 6 ms to note that a run will make one."""
 PAGE_FILES = 20_000

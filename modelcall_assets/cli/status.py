@@ -1,0 +1,141 @@
+"""`modelcall tasks`, `status` and `stop`: how far tasks are, and an end to what goes on."""
+
+import socket
+import sys
+from fnmatch import fnmatchcase
+from pathlib import Path
+from shlex import quote
+
+import click
+
+from modelcall_assets.cli.options import TASK, load, misuse
+from modelcall_assets.cli.terminal import echo, json_option, print_rows
+from modelcall_assets.config.catalog import find_root, legal_key, load_catalog, named_tasks
+from modelcall_assets.config.files import written_name
+from modelcall_assets.errors import SetupError
+from modelcall_assets.records import decode_key
+from modelcall_assets.records.outcome import Row
+from modelcall_assets.stages.summary import Summary
+from modelcall_assets.stages.task import Task
+
+SHOWN = 20
+COUNTED = "files", "done", "failed"
+
+
+@click.command()
+@json_option
+def tasks(as_json: bool) -> None:
+    """List the tasks of the project, broken ones too, with what goes on or how the last run ended.
+
+    Files are those that a run, `modelcall register` or the daemon has found. A done one may be out
+    of date: `modelcall status TASK` looks.
+
+    \b
+      modelcall tasks
+    """
+    print_rows(_tasks(), as_json=as_json)
+
+
+@click.command()
+@click.argument("task", metavar="[TASK]", type=TASK, required=False)
+@json_option
+def status(task: Path | None, as_json: bool) -> None:
+    """Show how far TASK is, step by step, why files failed, and the commands to go on with.
+
+    What is out of date `run-task` makes anew. Without TASK: all tasks, and their totals.
+
+    \b
+      modelcall status my_task
+      modelcall status --json
+    """
+    if task is not None:
+        _show(load(task), as_json)
+    elif rows := _tasks():
+        sums = {name: sum(row[name] or 0 for row in rows) for name in COUNTED}
+        print_rows(rows, as_json=as_json, total={"task": "together", **sums})
+
+
+def _tasks() -> list[Row]:
+    from modelcall_assets.defs.going import going, known_states, last_end
+    from modelcall_assets.defs.instance import open_instance  # takes most of a second
+
+    catalog, rows = load_catalog(root := find_root(Path.cwd())), list[Row]()
+    with open_instance(root) as instance:
+        now = {key: each.state for each in going(instance) for key in each.tasks}
+        for spec in catalog.tasks:
+            counts, state = [None] * 3, now.get(spec.key) or last_end(instance, spec.key)
+            try:
+                by_stage = known_states(instance, Task(spec))
+                failed = sum(each["failed"] for each in by_stage)
+                counts = [by_stage[-1].total(), by_stage[-1]["done"], failed]
+            except SetupError as error:  # as a scorer that cannot be imported
+                state = f"broken: {error}"
+            row = {"task": spec.name, "file": spec.file_name, "type": spec.task.task_type}
+            rows.append(row | dict(zip(COUNTED, counts, strict=True)) | {"state": state})
+    for each in catalog.broken:
+        row = {"task": written_name(each.path), "file": each.file_name, "type": None}
+        state = "broken: `modelcall check` says why"
+        rows.append(row | dict.fromkeys(COUNTED) | {"state": state})
+    return rows
+
+
+def _show(task: Task, as_json: bool) -> None:
+    from modelcall_assets.defs.chain import Chain
+    from modelcall_assets.defs.going import OLD, STATES, states_of, why_failed
+    from modelcall_assets.defs.instance import open_instance
+
+    overview, rows, why = task.overviews[0], list[Row](), list[str]()
+    assert isinstance(overview, Summary)
+    made = {row["stage"]: row for row in overview.summed()[0].tables["stages"]}
+    with open_instance(task.spec.root) as instance:
+        chain = Chain(task, instance, (), {}, None, None)
+        for stage in task.stages:
+            states, of = states_of(chain, stage), made[stage.name]
+            row: Row = {"step": stage.name, "files": len(states)}
+            row |= {state: [*states.values()].count(state) for state in (*STATES.values(), OLD)}
+            row |= {"rows": of["rows"], "ok": of["ok"], "failed_rows": of["failed"]}
+            rows.append(row | {"dropped": of["dropped"], "cost_usd": of.get("cost_usd")})
+            for key in [key for key, state in states.items() if state == "failed"][:SHOWN]:
+                told = why_failed(instance, stage, key)
+                why.append(f"{decode_key(key)}: {stage.name} failed: {told}")
+    print_rows(rows, as_json=as_json)
+    if as_json:
+        return
+    asks = ("failures", "retry") if why or any(row["failed_rows"] for row in rows) else ()
+    is_due = any(row[state] for row in rows for state in ("failed", "missing", "out_of_date"))
+    for command in (*("run-task",) * is_due, *asks):
+        why.append(f"next: modelcall {command} {quote(task.spec.name)}")
+    for line in why:
+        echo(line)
+
+
+@click.command()
+@click.argument("task", metavar="[TASK]", required=False, shell_complete=TASK.shell_complete)
+@click.option("--all", "is_all", is_flag=True, help="Those of all tasks.")
+def stop(task: str | None, is_all: bool) -> None:
+    """End the runs of TASK on this machine, those of the daemon too, as Ctrl-C does: requests in
+    flight are waited for, every reply is kept. What is queued is cancelled. TASK may be a pattern.
+
+    \b
+      modelcall stop my_task
+      modelcall stop 'code_*'
+    """
+    from modelcall_assets.defs.going import stop as end
+    from modelcall_assets.defs.instance import open_instance
+
+    if (task is None) != is_all:
+        raise misuse("TASK", "name one, or say --all", fix="`modelcall tasks` shows what runs")
+    files = named_tasks(root := find_root(Path.cwd()))
+    found = [file for name, file in files.items() if task and fnmatchcase(name, task)]
+    if task and not found:
+        found = [TASK.convert(task, None, None)]
+    keys = {legal_key(written_name(file)) for file in found}
+    with open_instance(root) as instance:
+        ended = end(instance, lambda key: is_all or key in keys)
+    here = socket.gethostname()
+    for each in ended:
+        said = "stopped" if each.host == here else f"goes on at {each.host}: stop it there"
+        echo(f"{', '.join(sorted(each.tasks))}: {each.id}: {said}")
+    if not ended:
+        echo("nothing to stop")
+    sys.exit(1 if any(each.host != here for each in ended) else 0)

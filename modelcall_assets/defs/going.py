@@ -1,0 +1,115 @@
+"""What of tasks is done, what goes on or is queued, and its end."""
+
+import fcntl
+import json
+import os
+import signal
+import socket
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from datetime import datetime
+from functools import partial
+from typing import NamedTuple
+
+import dagster as dg
+from dagster._core.event_api import PartitionKeyFilter
+from dagster._core.execution.backfill import BulkActionsFilter, BulkActionStatus
+from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
+
+from modelcall_assets.defs.chain import Chain
+from modelcall_assets.defs.instance import GREEN, IN_PROGRESS, RED, TASK_TAG, asset_key, tasks_of
+from modelcall_assets.defs.ledger import COMPLETE
+from modelcall_assets.defs.runs import PROCESS_TAG, end_dead_runs, lock_path
+from modelcall_assets.stages import Stage
+from modelcall_assets.stages.task import Task
+
+LOOK_EVERY_S = 0.2
+STATES = {GREEN: "done", RED: "failed", None: "missing", IN_PROGRESS: "running"}
+OLD = "out_of_date"
+
+
+def states_of(chain: Chain, stage: Stage) -> dict[str, str]:
+    """By key, as the next run would find it. InputError when inputs cannot be listed."""
+    chain.results.look(stage)
+    found = {key: STATES[chain.statuses[stage.name].get(key)] for key in stage.keys.now()}
+    old = (key for key, state in found.items() if state == "done" and chain.is_due(stage, key))
+    return found | dict.fromkeys(old, OLD)
+
+
+def known_states(instance: dg.DagsterInstance, task: Task) -> list[Counter[str]]:
+    """Of the files that Dagster knows of, by stage; nothing is listed."""
+    statuses = Chain(task, instance, (), {}, None, None).statuses.values()
+    return [Counter(map(STATES.__getitem__, each.values())) for each in statuses]
+
+
+def why_failed(instance: dg.DagsterInstance, stage: Stage, key: str) -> str:
+    """As the file's page in the UI says it."""
+    check, only = dg.AssetCheckKey(asset_key(stage), COMPLETE), PartitionKeyFilter(key=key)
+    latest = instance.event_log_storage.get_latest_asset_check_execution_by_key([check], only)
+    told = latest[check].evaluation if latest else None
+    if told and getattr(told, "severity", None) == dg.AssetCheckSeverity.ERROR:
+        return told.description or ""
+    return "its run was stopped, or its process killed, before it was made"
+
+
+def last_end(instance: dg.DagsterInstance, task: str) -> str:
+    for record in instance.get_run_records(dg.RunsFilter(tags={TASK_TAG: task}), limit=1):
+        how, at = record.dagster_run.status.value.lower(), record.end_time or 0.0
+        return f"{how} {datetime.fromtimestamp(at):%Y-%m-%d %H:%M}"
+    return "never run"
+
+
+class Going(NamedTuple):
+    """A process, run or backfill that has not ended, `running` or `queued`; `end` asks it to."""
+
+    id: str
+    tasks: set[str]
+    state: str
+    host: str
+    end: Callable[[], object]
+
+
+def going(instance: dg.DagsterInstance) -> Iterator[Going]:
+    """Backfills, then runs, then the processes of this home."""
+    here, by_name = socket.gethostname(), dict[str, set[str]]()
+    end_dead_runs(instance)
+    for backfill in instance.get_backfills(
+        BulkActionsFilter(statuses=[BulkActionStatus.REQUESTED])
+    ):
+        end = partial(instance.update_backfill, backfill.with_status(BulkActionStatus.CANCELING))
+        yield Going(backfill.backfill_id, tasks_of(backfill), "queued", here, end)
+    for run in instance.get_runs(dg.RunsFilter(statuses=NOT_FINISHED_STATUSES)):
+        host, _, name = run.tags.get(PROCESS_TAG, "").rpartition("/")
+        by_name[name] = tasks = tasks_of(run)
+        is_queued = not name and run.status != dg.DagsterRunStatus.STARTED
+        end = instance.report_run_canceled if is_queued else instance.report_run_canceling
+        state = "queued" if is_queued else "running"
+        yield Going(run.run_id, tasks, state, host or here, partial(end, run))
+    for path in lock_path(instance, "").glob("*"):
+        with suppress(FileNotFoundError), path.open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                with suppress(ValueError):  # it is about to write that
+                    told = json.load(file)
+                    end = partial(os.kill, told["pid"], signal.SIGINT)
+                    tasks = by_name.get(path.name, {told["task"]})
+                    yield Going(f"process {path.name}", tasks, "running", told["host"], end)
+
+
+def stop(instance: dg.DagsterInstance, is_wanted: Callable[[str], bool]) -> list[Going]:
+    """End what goes on of tasks on this machine, as Ctrl-C does, and wait for it; gives what there
+    was, also elsewhere. Cancelled runs whose processes end have not failed."""
+    seen, here, is_left = dict[str, Going](), socket.gethostname(), True
+    while is_left:
+        is_left = False
+        for each in (each for each in going(instance) if any(map(is_wanted, each.tasks))):
+            is_left |= each.host == here and each.state == "running"
+            if each.id not in seen and each.host == here:
+                with suppress(ProcessLookupError):
+                    each.end()  # once: a second signal would not wait for replies
+            seen.setdefault(each.id, each)
+        time.sleep(LOOK_EVERY_S if is_left else 0)
+    return [*seen.values()]

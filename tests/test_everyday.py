@@ -1,0 +1,197 @@
+"""What one asks every day: which tasks, how far, why red; and an end to what goes on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import dagster as dg
+import orjson
+import pytest
+from dagster._core.execution.backfill import BulkActionStatus, PartitionBackfill
+from project import RED, TASK, A, B, C, Project, Row, some_rows, until
+
+from modelcall_assets.defs.instance import TASK_TAG, register
+from modelcall_assets.defs.runs import PROCESS_TAG
+from modelcall_assets.rehearsal import Faults, RehearsalServer
+
+NAMES = ("rate", "configs/tasks/rate.yaml")
+
+
+def rows(project: Project, *command: str) -> list[Row]:
+    ended = project.run(*command, "--json")
+    assert ended.code == 0, ended
+    return [orjson.loads(line) for line in ended.out.splitlines()]
+
+
+class TestATask:
+    @pytest.mark.parametrize("name", NAMES)
+    def test_is_its_file_or_its_name(self, project: Project, name: str) -> None:
+        ended = project.run("plan", name)
+        assert ended.code == 0 and "12" in ended.out, ended
+        assert project.run("register", name).code == 0
+
+    def test_is_called_as_its_file_too(self, project: Project) -> None:
+        project.task_file.rename(project.task_file.with_name("other name.yaml"))
+        assert project.run("plan", "other name").code == project.run("plan", "rate").code == 0
+        project.write_input("rate", [])
+        (project.root / "rate").mkdir()  # a folder is no task
+        assert project.run("plan", "rate").code == 0
+
+    def test_that_is_unknown_is_told_with_what_was_meant(self, project: Project) -> None:
+        for command in ("run-task", "export", "adopt", "report", "compare", "stop", "status"):
+            ended = project.run(command, "raet", *["raet"] * (command == "compare"))
+            assert ended.code == 2, ended
+            assert "did you mean rate? `modelcall tasks` lists them" in ended.err
+
+    def test_is_completed_by_the_shell_whatever_its_files_are(self, project: Project) -> None:
+        project.task_file.with_name("torn.yaml").write_text("task_name: [")
+        project.task_file.with_name("more.yaml").write_text("task_name: rather")
+
+        def completed(words: str) -> set[str]:
+            environment = {"COMP_WORDS": words, "COMP_CWORD": str(len(words.split(" ")) - 1)}
+            environment |= {"_MODELCALL_COMPLETE": "bash_complete"}
+            job = project.start(env={**os.environ, **environment})
+            out, err = job.communicate(timeout=60)
+            assert err == "", err
+            return {*out.splitlines()}
+
+        assert completed("modelcall plan ra") == {"plain,rate", "plain,rather"}
+        assert completed("modelcall stop tor") == {"plain,torn"}
+        assert completed("modelcall plan configs/") == {"file,configs/"}
+        assert completed("modelcall sta") == {"plain,status"}
+
+
+class TestTasks:
+    def test_lists_them_with_what_is_done(self, project: Project, server: RehearsalServer) -> None:
+        project.task_file.with_name("torn.yaml").write_text("task_name: [")
+        new, torn = rows(project, "tasks")
+        expected = {"task": "rate", "file": TASK, "type": "data_scoring"}
+        assert new == {**expected, "files": 0, "done": 0, "failed": 0, "state": "never run"}
+        assert (torn["task"], torn["files"]) == ("torn", None) and "broken" in torn["state"]
+        assert project.run("run-task", "rate", "--file", A).code == 0
+        made, _ = rows(project, "status")
+        assert (made["files"], made["done"], made["failed"]) == (3, 1, 0)
+        assert made["state"].startswith("success 20")
+        assert "together" in project.run("status").out
+
+    def test_of_nothing_is_nothing(self, project: Project) -> None:
+        project.task_file.unlink()
+        assert rows(project, "tasks") == rows(project, "status") == []
+
+
+class TestStatus:
+    def test_tells_what_the_next_run_would_do(self, project: Project) -> None:
+        raw, scores = rows(project, "status", "rate")
+        assert (raw["step"], raw["files"], raw["missing"], raw["done"]) == ("raw", 3, 3, 0)
+        assert project.run("run-task", "rate").code == 0
+        raw, scores = rows(project, "status", "rate")
+        assert (scores["done"], scores["rows"], scores["ok"]) == (3, 12, 12)
+        assert "next:" not in project.run("status", "rate").out
+        project.write_prompt({"prompt_template": {"system_text": "Otherwise."}})
+        project.write_input(A, some_rows(5))
+        raw, scores = rows(project, "status", "rate")
+        assert (raw["out_of_date"], scores["out_of_date"]) == (1, 3)
+        shown = project.run("status", "rate").out
+        assert "next: modelcall run-task rate" in shown and "retry" not in shown
+        assert project.run("run-task", "rate").code == 0
+        raw, scores = rows(project, "status", "rate")
+        assert (raw["done"], scores["done"], scores["rows"]) == (3, 3, 13)
+
+    def test_says_why_a_file_failed(self, project: Project) -> None:
+        (project.input_folder / B).write_bytes(b"no Parquet")
+        project.write_input(C, [*some_rows(4), b"{torn"])
+        assert project.run("run-task", "rate").code == 1
+        raw, scores = rows(project, "status", "rate")
+        assert (raw["failed"], scores["missing"], scores["failed"]) == (1, 1, 1)
+        assert scores["rows"] == 4  # what is rejected is not counted
+        shown = project.run("status", "rate").out
+        assert f"{B}: raw failed: " in shown
+        assert f"{C}: scores failed: 1 of 5 rows failed (20.00%)" in shown
+        for command in ("run-task", "failures", "retry"):
+            assert f"next: modelcall {command} rate" in shown
+
+
+class TestStop:
+    def test_ends_a_run_of_another_terminal_and_nothing_is_lost(
+        self, project: Project, server: RehearsalServer
+    ) -> None:
+        project.write_input(A, some_rows(40))
+        server.set_faults(Faults(latency_ms=200))
+        with project.start("run-task", "rate") as job:
+            until(lambda: server.stats()["answered"] >= 8)
+            ended = project.run("stop", "r*")
+            assert ended.code == 0 and "rate: " in ended.out and "stopped" in ended.out, ended
+            _, err = job.communicate(timeout=60)
+        assert job.returncode == 130 and "every reply received is kept" in err, err
+        (run,) = project.instance.get_runs()
+        assert run.status == dg.DagsterRunStatus.CANCELED
+        assert RED not in project.statuses().values()
+        stats = server.stats()
+        assert stats["abandoned"] == 0 and stats["requests"] < 48
+        server.set_faults(Faults())
+        again = project.run("run-task", "rate")
+        assert (again.code, server.stats()["requests"]) == (0, 48), again
+        assert server.stats()["repeated_ok"] == 0
+        assert rows(project, "tasks")[0]["state"].startswith("success")
+
+    def test_says_when_there_is_nothing(self, project: Project) -> None:
+        for which in ("rate", "--all", "ra*"):
+            ended = project.run("stop", which)
+            assert (ended.code, ended.out) == (0, "nothing to stop\n"), ended
+        assert project.run("stop").code == project.run("stop", "rate", "--all").code == 2
+
+    def test_does_not_wait_for_a_run_that_was_killed(
+        self, project: Project, server: RehearsalServer
+    ) -> None:
+        server.set_faults(Faults(latency_ms=100_000))
+        ended = project.signalled(lambda: server.stats()["in_flight"], "run-task", "rate")
+        assert ended.code == -signal.SIGKILL
+        assert project.run("stop", "rate").out == "nothing to stop\n"
+
+    def test_leaves_another_machine_alone_and_says_which(self, project: Project) -> None:
+        tags = {PROCESS_TAG: "far/away", TASK_TAG: "rate"}
+        project.instance.create_run_for_job(
+            dg.job(name="any")(lambda: None), tags=tags, status=dg.DagsterRunStatus.STARTED
+        )
+        ended = project.run("stop", "rate")
+        assert ended.code == 1 and "goes on at far: stop it there" in ended.out, ended
+        (run,) = project.instance.get_runs()
+        assert run.status == dg.DagsterRunStatus.STARTED
+
+
+def test_a_detached_run_is_seen_and_stopped_as_any_other(
+    project: Project, server: RehearsalServer
+) -> None:
+    project.write_input(A, some_rows(400))
+    server.set_faults(Faults(latency_ms=200))
+    with project.start("run-task", "rate", "--detach", "--file", A) as starter:
+        out, err = starter.communicate(timeout=60)
+    assert starter.returncode == 0 and "modelcall stop rate" in out, out + err
+    until(lambda: server.stats()["answered"] >= 8)
+    assert rows(project, "tasks")[0]["state"] == "running"
+    until(lambda: rows(project, "status", "rate")[1]["running"] == 1)
+    assert "stopped" in project.run("stop", "rate").out
+    server.set_faults(Faults())
+    assert project.run("run-task", "rate").code == 0
+    stats = server.stats()
+    assert (stats["requests"], stats["repeated_ok"], stats["abandoned"]) == (408, 0, 0)
+
+
+def test_what_is_queued_is_cancelled(project: Project) -> None:
+    graph, keys = project.definitions().resolve_asset_graph(), [A, B, C]
+    register(project.instance, project.steps())
+    selection, now = [project.asset_key("raw"), project.asset_key("scores")], time.time()
+    backfill = PartitionBackfill.from_asset_partitions(
+        "few", graph, keys, selection, now, {}, project.instance, False, None, None, None
+    )
+    project.instance.add_backfill(backfill)
+    job, tags = dg.job(name="any")(lambda: None), {TASK_TAG: "rate"}
+    project.instance.create_run_for_job(job, tags=tags)
+    assert rows(project, "tasks")[0]["state"] == "queued"
+    ended = project.run("stop", "rate")
+    assert ended.code == 0 and "rate: few: stopped" in ended.out, ended
+    assert project.instance.get_runs()[0].status == dg.DagsterRunStatus.CANCELED
+    assert project.instance.get_backfill("few").status == BulkActionStatus.CANCELING
+    assert project.run("stop", "rate").out == "nothing to stop\n"
