@@ -11,6 +11,7 @@ from modelcall_assets.cli.check import check, migrate
 from modelcall_assets.cli.compare import compare_results
 from modelcall_assets.cli.export import export
 from modelcall_assets.cli.failures import failures
+from modelcall_assets.cli.monitor import monitor, tune
 from modelcall_assets.cli.pieces import join, split
 from modelcall_assets.cli.plan import plan
 from modelcall_assets.cli.publish import publish
@@ -25,6 +26,7 @@ from modelcall_assets.errors import ModelcallError, SetupError
 @click.group(
     commands=[
         *(check, plan, trial, rehearse, run_task),
+        *(monitor, tune),
         *(failures, retry, report, compare_results, agreement, export, publish),
         *(register, verify, clean),
         *(split, join, migrate, adopt),
@@ -48,7 +50,9 @@ def modelcall() -> None:
       modelcall run-task TASK.yaml    materialise what is missing or failed
 
     \b
-    Then:
+    While it runs, and then:
+      modelcall monitor               watch it: rows, cost, time left, what holds it up
+      modelcall tune TASK.yaml        fewer or more requests at a time, or none for a while
       modelcall failures TASK.yaml    which rows failed, and why
       modelcall retry TASK.yaml       ask again for those
       modelcall report TASK.yaml      a page of totals, plots and records

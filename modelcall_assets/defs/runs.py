@@ -2,20 +2,18 @@
 end of runs whose process was killed. Dagster's own launcher does not look after those: they would
 stay "started" for ever, keep their pool slots, and hold up every later run of the task.
 
-Every process that runs assets holds a file lock for its lifetime; the lock goes with it, however it
-ends, so a run whose lock can be taken is dead.
+Every process that runs assets holds a file lock for its lifetime, called by its run; the lock goes
+with it, however it ends, so a run whose lock can be taken is dead.
 
 `TaskRunner` is `run-task` and `retry`: one run for all files that are due (`defs.chain`).
 """
 
 import atexit
 import fcntl
-import socket
 import time
 from collections.abc import Iterator, Sequence, Set
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from threading import Event, Thread
 from uuid import uuid4
 
@@ -30,13 +28,15 @@ from sqlalchemy.exc import DatabaseError
 
 from modelcall_assets.config.spec import TaskSpec
 from modelcall_assets.defs.chain import Chain, StageOptions
-from modelcall_assets.defs.instance import register, unusable
+from modelcall_assets.defs.instance import lock_path, register, unusable
 from modelcall_assets.defs.ledger import Ended, events_of
 from modelcall_assets.errors import ModelcallError, PublishedMeanwhile
+from modelcall_assets.stages.live import HOST, forget, is_held
 from modelcall_assets.stages.report import Tally, Watcher
 from modelcall_assets.stages.task import Task
 
 PROCESS_TAG = "modelcall/process"
+_RUN = "run_"
 LOOK_EVERY_S = 5.0
 OVERVIEWS_EVERY_S = 60.0
 _UNFINISHED = [
@@ -48,17 +48,16 @@ _UNFINISHED = [
 
 
 @contextmanager
-def process_lock(instance: dg.DagsterInstance, name: str = "") -> Iterator[str]:
-    """Yields the value of PROCESS_TAG for the runs of this process."""
-    name = name or uuid4().hex
-    path = _lock_path(instance, name)
+def process_lock(instance: dg.DagsterInstance, run_id: str) -> Iterator[str]:
+    """Yields the value of PROCESS_TAG for the run of this process."""
+    path = lock_path(instance, run_id)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         try:
-            yield f"{socket.gethostname()}/{name}"
+            yield f"{HOST}/{run_id}"
         finally:
-            path.unlink(missing_ok=True)
+            forget(path)
 
 
 class _LockedExecutor(InProcessExecutor):
@@ -126,28 +125,35 @@ def end_dead_runs(instance: dg.DagsterInstance) -> list[str]:
     return ended
 
 
+def unfinished(instance: dg.DagsterInstance, task: str | None) -> Iterator[dict[str, str]]:
+    """Runs of a task, or of all: each `queued`, `running`, or `killed`."""
+    for run in instance.get_runs(
+        dg.RunsFilter(statuses=[*_UNFINISHED, dg.DagsterRunStatus.QUEUED])
+    ):
+        tasks = {key.path[0] for key in run.asset_selection or ()} or {run.job_name[len(_RUN) :]}
+        if task is None or task in tasks:
+            state = "running" if run.status in _UNFINISHED else "queued"
+            state = "killed" if _is_dead(instance, run) else state
+            yield {"task": min(tasks), "run_id": run.run_id, "state": state}
+
+
+def ended_well(instance: dg.DagsterInstance, run_id: str) -> bool:
+    run = instance.get_run_by_id(run_id)
+    return run is not None and run.is_success
+
+
 def _is_dead(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
     """Only of runs on this machine that have told their process."""
     host, _, name = run.tags.get(PROCESS_TAG, "").rpartition("/")
-    if not name or host not in ("", socket.gethostname()):
+    if not name or host not in ("", HOST):
         return False
     # Dagster copies tags to a run that is launched again from the UI: they tell of another process.
     if run.parent_run_id is not None and name != run.run_id:
         return False
-    path = _lock_path(instance, name)
-    try:
-        with path.open() as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return True
-    except BlockingIOError:
+    if is_held(path := lock_path(instance, name)):
         return False
-    path.unlink(missing_ok=True)
+    forget(path)
     return True
-
-
-def _lock_path(instance: dg.DagsterInstance, name: str) -> Path:
-    return Path(instance.root_directory) / "processes" / name
 
 
 def housekeeping_sensor(specs: Sequence[TaskSpec]) -> dg.SensorDefinition:
@@ -247,14 +253,14 @@ class TaskRunner:
         async def body(context: dg.OpExecutionContext) -> None:
             await chain.run(context)
 
-        @dg.job(name=f"run_{task.spec.key}", executor_def=dg.in_process_executor)
+        @dg.job(name=f"{_RUN}{task.spec.key}", executor_def=dg.in_process_executor)
         def job() -> None:
             body()
 
-        summary = RunSummary(chain.ran, [], chain.busy, chain.behind)
-        with process_lock(self.instance) as process, dead_runs_ended(self.instance):
+        summary, run_id = RunSummary(chain.ran, [], chain.busy, chain.behind), str(uuid4())
+        with process_lock(self.instance, run_id) as process, dead_runs_ended(self.instance):
             if not chain.is_idle():
-                summary.failed += self._execute(job, process)
+                summary.failed += self._execute(job, run_id, process)
             try:
                 note_overviews(self.instance, task)
             except PublishedMeanwhile:
@@ -265,10 +271,11 @@ class TaskRunner:
                 summary.failed.append(unusable(self.instance.root_directory, error))
         return summary
 
-    def _execute(self, job: dg.JobDefinition, process: str) -> list[str]:
+    def _execute(self, job: dg.JobDefinition, run_id: str, process: str) -> list[str]:
         """Gives what failed. KeyboardInterrupt after Ctrl-C, which Dagster keeps to itself."""
         result = job.execute_in_process(
             instance=self.instance,
+            run_id=run_id,
             tags={PROCESS_TAG: process},
             run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
             raise_on_error=False,
