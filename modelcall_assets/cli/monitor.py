@@ -101,10 +101,11 @@ def tune(task: Task, requests: int | None, paused: bool | None) -> None:
         while rows := [row for row in _rows(instance, task) if "limit" in row]:
             for run_id in {row["run_id"] for row in rows} - wanted.keys():
                 lock = lock_path(instance, run_id)
-                most, was_paused = wish_of(lock)
-                wanted[run_id] = Wish(requests or most, was_paused if paused is None else paused)
+                wish = wish_of(lock)
+                most, is_paused = requests or wish.requests, wish.paused
+                wanted[run_id] = Wish(most, is_paused if paused is None else paused)
                 write(wish_path(lock), wanted[run_id])
-            if all(Wish(*row["wish"]) == wanted[row["run_id"]] for row in rows):
+            if all(Wish(**row["wish"]) == wanted[row["run_id"]] for row in rows):
                 break
             time.sleep(EVERY_S / 4)
     for row in rows:

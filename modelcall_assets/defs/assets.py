@@ -99,9 +99,9 @@ async def watched(
         while True:
             wish = await in_thread(exchange, lock, stage.spec.key, tally, taken)
             if wish != taken:
-                run.tune(*wish)
+                run.tune(wish.requests, wish.paused)
                 tally.began = time.monotonic(), tally.asked, tally.requests
-                log(f"{stage.name}: {wish}")
+                log(f"tuned: {line(stage.name, figures(tally))}")
                 taken = wish
             await asyncio.sleep(EVERY_S)
 

@@ -9,8 +9,9 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import orjson
 
@@ -20,7 +21,8 @@ EVERY_S = 1.0
 HOST = socket.gethostname()
 
 
-class Wish(NamedTuple):
+@dataclass(frozen=True)
+class Wish:
     """`requests` in flight at most; None: as many as the files say."""
 
     requests: int | None = None
@@ -53,7 +55,7 @@ def wish_path(lock: Path) -> Path:
 def wish_of(lock: Path) -> Wish:
     """The latest."""
     with suppress(FileNotFoundError):
-        return Wish(*orjson.loads(wish_path(lock).read_bytes()))
+        return Wish(**orjson.loads(wish_path(lock).read_bytes()))
     return Wish()
 
 
