@@ -238,7 +238,8 @@ class TestProgress:
     def test_elsewhere_than_on_a_terminal_it_is_a_line(self, project: Project) -> None:
         project.write_model({"prices": {"usd_per_million_input_tokens": 1}})
         ended = project.run("run-task", TASK)
-        line = r"^scores: 12 of 12 rows, 0 failed, 0 in flight, [\d,]+ rows/s, cost unknown$"
+        line = r"^scores: 12 of 12 rows, 0 failed, 0 of 4 in flight, [\d,]+ rows/s, "
+        line += r"[\d,]+ requests/s, cost unknown$"
         assert re.search(line, ended.err, re.MULTILINE), ended.err
         assert "━" not in ended.err and "\x1b" not in ended.told
 
@@ -256,11 +257,11 @@ class TestProgress:
         process = project.start("run-task", TASK)
         assert process.stderr is not None
         try:
-            told = next(line for line in process.stderr if "wait to be sent again" in str(line))
+            told = next(line for line in process.stderr if "0 of 12 rows" in str(line))
         finally:
             process.kill()
             process.communicate()
-        assert "0 of 12 rows" in str(told) and "(rate_limited)" in str(told)
+        assert re.search(r"all endpoints wait: \d+ wait after 429 rate_limited from", str(told))
 
     def test_on_a_terminal_it_is_a_bar(self, project: Project, server: RehearsalServer) -> None:
         server.set_faults(Faults(latency_ms=200))

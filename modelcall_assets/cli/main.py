@@ -12,6 +12,7 @@ from modelcall_assets.cli.compare import compare_results
 from modelcall_assets.cli.export import export
 from modelcall_assets.cli.failures import failures
 from modelcall_assets.cli.logs import logs
+from modelcall_assets.cli.monitor import monitor, tune
 from modelcall_assets.cli.one_off import api_call, distillation_generate, pipeline, preprocess
 from modelcall_assets.cli.pieces import join, split
 from modelcall_assets.cli.plan import plan
@@ -28,7 +29,7 @@ from modelcall_assets.errors import ModelcallError, SetupError
 @click.group(
     commands=[
         *(check, plan, trial, rehearse, run_task),
-        *(tasks, status, stop, logs),
+        *(tasks, status, monitor, tune, stop, logs),
         *(failures, retry, report, compare_results, agreement, export, publish),
         *(register, verify, clean),
         *(split, join, migrate, adopt),
@@ -53,8 +54,10 @@ def modelcall() -> None:
       modelcall run-task TASK         make what is missing or failed
 
     \b
-    Then:
+    While it runs, and then:
       modelcall status [TASK]         how far it is, and why files failed
+      modelcall monitor [TASK]        watch it: rows, cost, time left, what holds it up
+      modelcall tune TASK             fewer or more requests at a time, or none for a while
       modelcall stop TASK             end what goes on, with every reply kept
       modelcall logs TASK             what its last run has told, and why it failed
       modelcall failures TASK         which rows failed, and why

@@ -144,11 +144,14 @@ def parsed_where(condition: str | None, files: Sequence[Published] = ()) -> Wher
     return where
 
 
-task_argument = click.argument(
-    "task",
-    metavar="TASK",
-    type=TASK,
-    callback=lambda context, _, path: None if context.resilient_parsing else load(path),
+def _loaded(context: click.Context, _: click.Parameter, path: Path | None) -> Task | None:
+    return None if path is None or context.resilient_parsing else load(path)
+
+
+task_argument = click.argument("task", metavar="TASK", type=TASK, callback=_loaded)
+
+any_task_argument = click.argument(
+    "task", metavar="[TASK]", type=TASK, callback=_loaded, required=False
 )
 
 

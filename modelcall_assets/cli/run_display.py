@@ -8,12 +8,14 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.table import Column
 
 from modelcall_assets.records import decode_key
 from modelcall_assets.records.outcome import Row, count_of
 from modelcall_assets.stages import Stage
 from modelcall_assets.stages.figures import joined
+from modelcall_assets.stages.live import figures, in_words, line
 from modelcall_assets.stages.raw import WARNINGS
 from modelcall_assets.stages.report import DROPPED, Tally, Watcher, by_count
 from modelcall_assets.stages.summary import Results
@@ -22,37 +24,57 @@ from modelcall_assets.stages.task import Task
 if TYPE_CHECKING:
     from modelcall_assets.defs.runs import RunSummary
 
-TERMINAL_EVERY_S = 0.25
+TERMINAL_EVERY_S, PIPE_EVERY_S = 0.25, 5.0
 
 SHOWN = 20
 
 
-class RunDisplay:
-    """Shows a run on standard error until it is closed; `told` says what came of it."""
+class Bars:
+    """On standard error, until they are closed; elsewhere than on a terminal lines."""
 
     def __init__(self) -> None:
-        self._started_at, self.seconds = time.monotonic(), 0.0
         # Dagster may redirect the standard streams while an asset runs.
         self._stream = os.fdopen(os.dup(sys.stderr.fileno()), "w")
         self._console = Console(file=self._stream)
-        self.tallies: dict[int, Tally] = {}
-        self._is_terminal = self._console.is_terminal
-        of_terminal = {"pauses": (TERMINAL_EVERY_S,)} if self._is_terminal else {}
-        self.watcher = Watcher(self._show, **of_terminal)
+        self.is_terminal = self._console.is_terminal
+        self.every_s = TERMINAL_EVERY_S if self.is_terminal else PIPE_EVERY_S
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[detail]}"),
+            TextColumn("{task.fields[detail]}", markup=False, table_column=Column(overflow="fold")),
             console=self._console,
-            disable=not self._is_terminal,
+            disable=not self.is_terminal,
         )
         self._progress.start()
-        self._bar = self._progress.add_task("rows", total=None, detail="")
+        self._bars: dict[str, TaskID] = {}
 
     def close(self) -> None:
         self._progress.stop()
         self._stream.close()
+
+    def show(self, name: str, shown: Mapping[str, Any]) -> None:
+        if not self.is_terminal:
+            self._console.print(line(name, shown), markup=False, highlight=False, soft_wrap=True)
+            return
+        if name not in self._bars:
+            self._bars[name] = self._progress.add_task(name, detail="")
+        numbers = {"total": shown["rows"], "completed": shown["done"]}
+        self._progress.update(self._bars[name], detail=in_words(shown), **numbers)
+
+
+class RunDisplay:
+    """Shows a run until it is closed; `told` says what came of it."""
+
+    def __init__(self) -> None:
+        self._started_at, self.seconds = time.monotonic(), 0.0
+        self._bars = Bars()
+        self.tallies: dict[str, Tally] = {}
+        pauses = {"pauses": (TERMINAL_EVERY_S,)} if self._bars.is_terminal else {}
+        self.watcher = Watcher(self._show, **pauses)
+
+    def close(self) -> None:
+        self._bars.close()
         self.seconds = time.monotonic() - self._started_at
 
     def told(self, task: Task, keys: Sequence[str], ended: "RunSummary") -> Iterator[str]:
@@ -102,18 +124,8 @@ class RunDisplay:
         yield f"{last.name}: {last.folder}"
 
     def _show(self, tally: Tally) -> None:
-        self.tallies[id(tally)] = tally
-        if not self._is_terminal:
-            self._console.print(tally.line(), highlight=False, soft_wrap=True)
-            return
-        tallies = [each for each in self.tallies.values() if each.stage == tally.stage]
-        self._progress.update(
-            self._bar,
-            description=tally.stage,
-            total=sum(each.rows for each in tallies),
-            completed=sum(each.done for each in tallies),
-            detail=tally.detail(),
-        )
+        self.tallies[tally.stage] = tally
+        self._bars.show(tally.stage, figures(tally))
 
 
 def _latest(results: Results, stage: Stage, keys: Sequence[str]) -> dict[str, Row | None]:

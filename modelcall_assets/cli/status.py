@@ -1,6 +1,5 @@
 """`modelcall tasks`, `status` and `stop`: how far tasks are, and an end to what goes on."""
 
-import socket
 import sys
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -8,13 +7,14 @@ from shlex import quote
 
 import click
 
-from modelcall_assets.cli.options import TASK, load, misuse
+from modelcall_assets.cli.options import TASK, any_task_argument, misuse
 from modelcall_assets.cli.terminal import echo, json_option, print_rows
 from modelcall_assets.config.catalog import find_root, legal_key, load_catalog, named_tasks
 from modelcall_assets.config.files import written_name
 from modelcall_assets.errors import SetupError
 from modelcall_assets.records import decode_key
 from modelcall_assets.records.outcome import Row
+from modelcall_assets.stages.live import HOST
 from modelcall_assets.stages.summary import Summary
 from modelcall_assets.stages.task import Task
 
@@ -37,9 +37,9 @@ def tasks(as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("task", metavar="[TASK]", type=TASK, required=False)
+@any_task_argument
 @json_option
-def status(task: Path | None, as_json: bool) -> None:
+def status(task: Task | None, as_json: bool) -> None:
     """Show how far TASK is, step by step, why files failed, and the commands to go on with.
 
     What is out of date `run-task` makes anew. Without TASK: all tasks, and their totals.
@@ -49,7 +49,7 @@ def status(task: Path | None, as_json: bool) -> None:
       modelcall status --json
     """
     if task is not None:
-        _show(load(task), as_json)
+        _show(task, as_json)
     elif rows := _tasks():
         sums = {name: sum(row[name] or 0 for row in rows) for name in COUNTED}
         print_rows(rows, as_json=as_json, total={"task": "together", **sums})
@@ -132,10 +132,9 @@ def stop(task: str | None, is_all: bool) -> None:
     keys = {legal_key(written_name(file)) for file in found}
     with open_instance(root) as instance:
         ended = end(instance, lambda key: is_all or key in keys)
-    here = socket.gethostname()
     for each in ended:
-        said = "stopped" if each.host == here else f"goes on at {each.host}: stop it there"
-        echo(f"{', '.join(sorted(each.tasks))}: {each.id}: {said}")
+        said = "stopped" if each.host == HOST else f"goes on at {each.host}: stop it there"
+        echo(f"{', '.join(sorted(each.tasks))}: {each.what} {each.id}: {said}")
     if not ended:
         echo("nothing to stop")
-    sys.exit(1 if any(each.host != here for each in ended) else 0)
+    sys.exit(1 if any(each.host != HOST for each in ended) else 0)

@@ -5,6 +5,7 @@ status per file. What a stage does is in its own file of `stages/`; how its repo
 import asyncio
 import signal
 import threading
+import time
 import warnings
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -17,7 +18,7 @@ from pydantic import Field
 
 from modelcall_assets.config.catalog import legal_key
 from modelcall_assets.config.endpoint import EndpointConfig
-from modelcall_assets.defs.instance import asset_key, partitions_of
+from modelcall_assets.defs.instance import asset_key, lock_path, partitions_of
 from modelcall_assets.defs.ledger import (
     CHECKED,
     COMPLETE,
@@ -39,6 +40,7 @@ from modelcall_assets.records import decode_key
 from modelcall_assets.records.outcome import count_of
 from modelcall_assets.stages import Run, Stage, Work
 from modelcall_assets.stages.asking import AskingStage
+from modelcall_assets.stages.live import EVERY_S, Wish, exchange, figures, line, note_path
 from modelcall_assets.stages.report import Report, Tally, Watcher, last_line
 from modelcall_assets.stages.task import Task
 from modelcall_assets.storage.files import in_thread
@@ -83,22 +85,42 @@ async def interruptible(stop: Callable[[], None]) -> AsyncGenerator[None]:
 
 
 @asynccontextmanager
-async def watched(context: Any, watcher: Watcher | None, tally: Tally) -> AsyncGenerator[None]:
-    """Without a watcher of its own it is logged."""
-    shown_to = watcher or Watcher(lambda tally: context.log.info(tally.line()))
+async def watched(
+    context: Any, watcher: Watcher | None, stage: Stage, run: Run
+) -> AsyncGenerator[None]:
+    """Its progress is logged and shown to a watcher. Others see it, and change how fast it goes."""
+    tally, log, lock = run.tally, context.log.info, lock_path(context.instance, run.id)
+    watchers = [
+        Watcher(lambda tally: log(line(tally.stage, figures(tally)))),
+        *filter(None, [watcher]),
+    ]
 
-    async def show() -> None:
-        for pause in chain(shown_to.pauses, repeat(shown_to.pauses[-1])):
+    async def show(to: Watcher) -> None:
+        for pause in chain(to.pauses, repeat(to.pauses[-1])):
             await asyncio.sleep(pause)
-            shown_to.show(tally)
+            to.show(tally)
 
-    task = asyncio.create_task(show())
+    async def listen() -> None:
+        taken = Wish()
+        while True:
+            wish = await in_thread(exchange, lock, stage.spec.key, tally, taken)
+            if wish != taken:
+                run.tune(wish.requests, wish.paused)
+                tally.began = time.monotonic(), tally.asked, tally.requests
+                log(f"tuned: {line(stage.name, figures(tally))}")
+                taken = wish
+            await asyncio.sleep(EVERY_S)
+
+    tasks = [asyncio.create_task(each) for each in (*map(show, watchers), listen())]
     try:
         yield
     finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        shown_to.show(tally)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for each in watchers:
+            each.show(tally)
+        note_path(lock, tally).unlink(missing_ok=True)
 
 
 class RunOptions(dg.Config):
@@ -182,7 +204,7 @@ def _keys(stage: Stage, context: dg.AssetExecutionContext) -> Sequence[str]:
 @asynccontextmanager
 async def _opened(stage: Stage, context: dg.AssetExecutionContext) -> AsyncGenerator[Work]:
     """Its work. What takes long shows its progress, and ends soon after a signal."""
-    tally = Tally(stage.name, stage.asks)
+    tally = Tally(stage.name)
     run = Run(context.run.run_id, tally, **(context.op_execution_context.op_config or {}))
     async with stage.open(run) as work:
         if isinstance(stage, AskingStage) and len(keys := _keys(stage, context)) > 1:
@@ -190,7 +212,7 @@ async def _opened(stage: Stage, context: dg.AssetExecutionContext) -> AsyncGener
         if not stage.shows_progress:
             yield work
             return
-        async with interruptible(lambda: run.stop()), watched(context, None, tally):
+        async with interruptible(lambda: run.stop()), watched(context, None, stage, run):
             tally.rows = stage.rows_to_work(_keys(stage, context))
             yield work
 

@@ -184,7 +184,7 @@ class Link:
         self.keys = asyncio.Queue[str | None]()
         """None ends them."""
         self._chain, self._stage, self._context, self._ledger = chain, stage, context, ledger
-        self._tally = Tally(stage.name, stage.asks)
+        self._tally = Tally(stage.name)
         self._options, self._untold = chain.options.get(stage.name, {}), set[str]()
         self._failed = chain.failed.setdefault(stage.name, {})
         self._in_work = self._rows_begun = 0
@@ -264,8 +264,8 @@ class Link:
 
     def _has_room(self) -> bool:
         """Whether the rows of the files in work leave slots of the model empty."""
-        rows = self._rows_begun - self._tally.done
-        return self._in_work < self._most_files or rows < getattr(self._stage, "most_in_flight", 0)
+        rows, engine = self._rows_begun - self._tally.done, self._tally.engine
+        return self._in_work < self._most_files or rows < (engine.limit if engine else 0)
 
     async def _opened(self, stack: AsyncExitStack) -> Work:
         """The stage's work; where it cannot be opened, every file fails for that."""
@@ -287,10 +287,7 @@ class Link:
             if not self._stage.shows_progress:
                 yield work
                 return
-            async with AsyncExitStack() as watching:
-                for watcher in {None, self._chain.watcher}:
-                    shown = watched(self._context, watcher, self._tally)
-                    await watching.enter_async_context(shown)
+            async with watched(self._context, self._chain.watcher, self._stage, run):
                 yield work
 
     async def _file(self, key: str, rows: int, work: Work) -> None:

@@ -1,28 +1,35 @@
 """What of tasks is done, what goes on or is queued, and its end."""
 
-import fcntl
-import json
 import os
 import signal
-import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import datetime
 from functools import partial
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import dagster as dg
+import orjson
 from dagster._core.event_api import PartitionKeyFilter
 from dagster._core.execution.backfill import BulkActionsFilter, BulkActionStatus
 from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
 
 from modelcall_assets.defs.chain import Chain
-from modelcall_assets.defs.instance import GREEN, IN_PROGRESS, RED, TASK_TAG, asset_key, tasks_of
+from modelcall_assets.defs.instance import (
+    GREEN,
+    IN_PROGRESS,
+    RED,
+    TASK_TAG,
+    asset_key,
+    lock_path,
+    tasks_of,
+)
 from modelcall_assets.defs.ledger import COMPLETE
-from modelcall_assets.defs.runs import PROCESS_TAG, end_dead_runs, lock_path
+from modelcall_assets.defs.runs import PROCESS_TAG, end_dead_runs
 from modelcall_assets.stages import Stage
+from modelcall_assets.stages.live import HOST, is_held
 from modelcall_assets.stages.task import Task
 
 LOOK_EVERY_S = 0.2
@@ -64,6 +71,7 @@ def last_end(instance: dg.DagsterInstance, task: str) -> str:
 class Going(NamedTuple):
     """A process, run or backfill that has not ended, `running` or `queued`; `end` asks it to."""
 
+    what: Literal["process", "run", "backfill"]
     id: str
     tasks: set[str]
     state: str
@@ -73,43 +81,40 @@ class Going(NamedTuple):
 
 def going(instance: dg.DagsterInstance) -> Iterator[Going]:
     """Backfills, then runs, then the processes of this home."""
-    here, by_name = socket.gethostname(), dict[str, set[str]]()
+    by_name = dict[str, set[str]]()
     end_dead_runs(instance)
     for backfill in instance.get_backfills(
         BulkActionsFilter(statuses=[BulkActionStatus.REQUESTED])
     ):
         end = partial(instance.update_backfill, backfill.with_status(BulkActionStatus.CANCELING))
-        yield Going(backfill.backfill_id, tasks_of(backfill), "queued", here, end)
+        yield Going("backfill", backfill.backfill_id, tasks_of(backfill), "queued", HOST, end)
     for run in instance.get_runs(dg.RunsFilter(statuses=NOT_FINISHED_STATUSES)):
         host, _, name = run.tags.get(PROCESS_TAG, "").rpartition("/")
         by_name[name] = tasks = tasks_of(run)
         is_queued = not name and run.status != dg.DagsterRunStatus.STARTED
         end = instance.report_run_canceled if is_queued else instance.report_run_canceling
         state = "queued" if is_queued else "running"
-        yield Going(run.run_id, tasks, state, host or here, partial(end, run))
+        yield Going("run", run.run_id, tasks, state, host or HOST, partial(end, run))
     for path in lock_path(instance, "").glob("*"):
-        with suppress(FileNotFoundError), path.open() as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                with suppress(ValueError):  # it is about to write that
-                    told = json.load(file)
-                    end = partial(os.kill, told["pid"], signal.SIGINT)
-                    tasks = by_name.get(path.name, {told["task"]})
-                    yield Going(f"process {path.name}", tasks, "running", told["host"], end)
+        if is_held(path):
+            with suppress(FileNotFoundError, ValueError):  # it is about to write that, or has ended
+                told = orjson.loads(path.read_bytes())
+                tasks = by_name.get(path.name, {told["task"]})
+                end = partial(os.kill, told["pid"], signal.SIGINT)
+                yield Going("process", path.name, tasks, "running", told["host"], end)
 
 
 def stop(instance: dg.DagsterInstance, is_wanted: Callable[[str], bool]) -> list[Going]:
     """End what goes on of tasks on this machine, as Ctrl-C does, and wait for it; gives what there
     was, also elsewhere. Cancelled runs whose processes end have not failed."""
-    seen, here, is_left = dict[str, Going](), socket.gethostname(), True
+    seen, is_left = dict[tuple[str, str], Going](), True
     while is_left:
         is_left = False
         for each in (each for each in going(instance) if any(map(is_wanted, each.tasks))):
-            is_left |= each.host == here and each.state == "running"
-            if each.id not in seen and each.host == here:
+            is_left |= each.host == HOST and each.state == "running"
+            if each[:2] not in seen and each.host == HOST:
                 with suppress(ProcessLookupError):
                     each.end()  # once: a second signal would not wait for replies
-            seen.setdefault(each.id, each)
+            seen.setdefault(each[:2], each)
         time.sleep(LOOK_EVERY_S if is_left else 0)
     return [*seen.values()]

@@ -160,6 +160,11 @@ def unusable(home: Path | str, error: Exception) -> str:
     )
 
 
+def lock_path(instance: dg.DagsterInstance, run_id: str) -> Path:
+    """Of the process that runs assets."""
+    return Path(instance.root_directory) / "processes" / run_id
+
+
 def mend_own_home() -> None:
     home = Path(os.environ.get("DAGSTER_HOME") or os.devnull)
     if home.is_dir() and os.access(home, os.W_OK):

@@ -2,8 +2,8 @@
 end of runs whose process was killed. Dagster's own launcher does not look after those: they would
 stay "started" for ever, keep their pool slots, and hold up every later run of the task.
 
-Every process that runs assets holds a file lock for its lifetime; the lock goes with it, however it
-ends, so a run whose lock can be taken is dead.
+Every process that runs assets holds a file lock for its lifetime, called by its run; the lock goes
+with it, however it ends, so a run whose lock can be taken is dead.
 
 `TaskRunner` is `run-task` and `retry`: one run for all files that are due (`defs.chain`).
 """
@@ -12,12 +12,10 @@ import atexit
 import fcntl
 import json
 import os
-import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from threading import Event, Thread
 from uuid import uuid4
 
@@ -32,10 +30,11 @@ from sqlalchemy.exc import DatabaseError
 
 from modelcall_assets.config.spec import TaskSpec
 from modelcall_assets.defs.chain import Chain, StageOptions
-from modelcall_assets.defs.instance import TASK_TAG, register, tasks_of, unusable
+from modelcall_assets.defs.instance import TASK_TAG, lock_path, register, tasks_of, unusable
 from modelcall_assets.defs.ledger import Ended, events_of
 from modelcall_assets.defs.logs import JOB_TAG, message_of
 from modelcall_assets.errors import ModelcallError, PublishedMeanwhile
+from modelcall_assets.stages.live import HOST, forget, is_held
 from modelcall_assets.stages.report import Tally, Watcher
 from modelcall_assets.stages.task import Task
 
@@ -51,21 +50,18 @@ _UNFINISHED = [
 
 
 @contextmanager
-def process_lock(
-    instance: dg.DagsterInstance, task: str, name: str = ""
-) -> Iterator[dict[str, str]]:
-    """Of a process that works on a task; yields the tags of its runs."""
-    name, host = name or uuid4().hex, socket.gethostname()
-    path = lock_path(instance, name)
+def process_lock(instance: dg.DagsterInstance, task: str, run_id: str) -> Iterator[dict[str, str]]:
+    """Of a process that works on a task; yields the tags of its run."""
+    path = lock_path(instance, run_id)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        file.write(json.dumps({"task": task, "pid": os.getpid(), "host": host}))
+        file.write(json.dumps({"task": task, "pid": os.getpid(), "host": HOST}))
         file.flush()
         try:
-            yield {PROCESS_TAG: f"{host}/{name}", TASK_TAG: task}
+            yield {PROCESS_TAG: f"{HOST}/{run_id}", TASK_TAG: task}
         finally:
-            path.unlink(missing_ok=True)
+            forget(path)
 
 
 class _LockedExecutor(InProcessExecutor):
@@ -134,28 +130,23 @@ def end_dead_runs(instance: dg.DagsterInstance) -> list[str]:
     return ended
 
 
+def ended_well(instance: dg.DagsterInstance, run_id: str) -> bool:
+    run = instance.get_run_by_id(run_id)
+    return run is not None and run.is_success
+
+
 def _is_dead(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
     """Only of runs on this machine that have told their process."""
     host, _, name = run.tags.get(PROCESS_TAG, "").rpartition("/")
-    if not name or host not in ("", socket.gethostname()):
+    if not name or host not in ("", HOST):
         return False
     # Dagster copies tags to a run that is launched again from the UI: they tell of another process.
     if run.parent_run_id is not None and name != run.run_id:
         return False
-    path = lock_path(instance, name)
-    try:
-        with path.open() as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return True
-    except BlockingIOError:
+    if is_held(path := lock_path(instance, name)):
         return False
-    path.unlink(missing_ok=True)
+    forget(path)
     return True
-
-
-def lock_path(instance: dg.DagsterInstance, name: str) -> Path:
-    return Path(instance.root_directory) / "processes" / name
 
 
 def housekeeping_sensor(specs: Sequence[TaskSpec]) -> dg.SensorDefinition:
@@ -261,10 +252,11 @@ class TaskRunner:
         def job() -> None:
             body()
 
-        summary = RunSummary(chain.ran, [], chain.busy, chain.behind)
-        with process_lock(self.instance, task.spec.key) as tags, dead_runs_ended(self.instance):
+        summary, run_id = RunSummary(chain.ran, [], chain.busy, chain.behind), str(uuid4())
+        process = process_lock(self.instance, task.spec.key, run_id)
+        with process as tags, dead_runs_ended(self.instance):
             if not chain.is_idle():
-                summary.failed += self._execute(job, tags)
+                summary.failed += self._execute(job, run_id, tags)
             try:
                 note_overviews(self.instance, task)
             except PublishedMeanwhile:
@@ -275,11 +267,12 @@ class TaskRunner:
                 summary.failed.append(unusable(self.instance.root_directory, error))
         return summary
 
-    def _execute(self, job: dg.JobDefinition, tags: Mapping[str, str]) -> list[str]:
+    def _execute(self, job: dg.JobDefinition, run_id: str, tags: Mapping[str, str]) -> list[str]:
         """Gives what failed. KeyboardInterrupt after Ctrl-C or `stop`, which Dagster keeps to
         itself."""
         result = job.execute_in_process(
             instance=self.instance,
+            run_id=run_id,
             tags={**tags, JOB_TAG: self.job},
             run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
             raise_on_error=False,

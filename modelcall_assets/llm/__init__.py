@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import KW_ONLY, dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from modelcall_assets.errors import EndpointDown, EndpointRefused, RunStopped
-from modelcall_assets.llm.channel import Channel
+from modelcall_assets.errors import RunStopped
+from modelcall_assets.llm.channel import Channel, all_refuse, held_up, is_down
 from modelcall_assets.llm.classify import (
     PATIENCE,
     Exchange,
@@ -75,13 +75,14 @@ class Engine:
         self._estimate = UsageEstimate()
         self._waiting: deque[_Waiter] = deque()
         self._alarm = self._lease_timer = self._first_call = None
-        self._most = 1  # in flight at a time, until the first call has ended
+        self._most = 1  # in flight at a time, until the first call has ended; 0 while paused
+        self._paused_at = self._paused_s = 0.0
         self._stopped = asyncio.Event()
         self._stop_reason: RunStopped | None = None
         self._unanswered_in_a_row = 0
         self._answered = self._is_idle = False
-        self._waits = Counter[Reason]()
-        """Why records wait to be sent again."""
+        self._waits = dict[int, tuple[float, str]]()
+        """Until when, and why, records wait to be sent again."""
         self._opened = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -116,13 +117,26 @@ class Engine:
         client.pause, client.patience = self.wait, self.patience
         return await opened.enter_async_context(client)
 
-    def state(self) -> str:
-        """`64 in flight, 12 wait to be sent again (rate_limited)`."""
-        found = f"{self.in_flight:,} in flight"
-        if waiting := self._waits.total():
-            reasons = ", ".join(reason for reason, count in self._waits.most_common() if count)
-            found += f", {waiting:,} wait to be sent again ({reasons})"
-        return found
+    @property
+    def limit(self) -> int:
+        """Requests in flight that are allowed, other runs apart."""
+        return min(self.max_in_flight, sum(each.max_in_flight for each in self.channels))
+
+    def state(self) -> dict[str, Any]:
+        """For people, from any thread."""
+        why = held_up([*self._waits.values()], self._now())
+        found = {"in_flight": self.in_flight, "limit": self.limit, "held_up": why}
+        return found | {"paused": not self._most}
+
+    def tune(self, most: int | None, paused: bool) -> None:
+        """So many in flight from now on (None: as before), as far as the endpoints' own limits
+        allow; none is sent while it is paused."""
+        self.max_in_flight = most or self.max_in_flight
+        for channel in self.channels:
+            channel.widen(self.max_in_flight)
+        self._paused_s += 0 if self._most else self._now() - self._paused_at
+        self._most, self._paused_at = 0 if paused else self.max_in_flight, self._now()
+        self._dispatch()
 
     def stop(self, reason: RunStopped) -> None:
         """Send nothing more. Idempotent: the first reason is kept."""
@@ -149,7 +163,7 @@ class Engine:
         """Send until answered, refused for good, or out of retries. `sent` hears how often."""
         attempts, failed_attempts, overloads = 0, 0, 0
         held: dict[Channel, float] = {}
-        busy_until = self._now() + self.patience.busy_s
+        busy_until = self._now() - self._paused_s + self.patience.busy_s
         while True:
             attempts += 1
             channel, reply, verdict, latency_s = await self._send(payload, held)
@@ -167,20 +181,23 @@ class Engine:
                     latency_ms = round(latency_s * 1000)
                     return Exchange(reply, verdict, attempts, latency_ms, channel.name)
                 case Refused():
-                    self._stop_if_all_refuse()
+                    if (refused := all_refuse(self.channels)) is not None:
+                        self.stop(refused)
+                        raise refused
                 case TryAgain(failure, after_s, busy):
                     asked_to_wait = after_s is not None or failure.reason is Reason.RATE_LIMITED
                     if busy and self._answered and not asked_to_wait:
                         overloads += 1
                         asked_to_wait = overloads <= OVERLOADS_BORNE
-                    patient = self._now() + (after_s or 0.0) < busy_until
+                    patient = self._now() - self._paused_s + (after_s or 0.0) < busy_until
                     failed_attempts += not (asked_to_wait and patient)
                     too_long = after_s is not None and after_s > self.patience.busy_s
                     if too_long or failed_attempts > self.max_retries:
                         self._note_failure(failure, channel)
                         return GaveUp(failure, attempts, channel.name)
                     held[channel] = self._now() + self.patience.backoff(attempts, after_s)
-                    await self._pause(held, parked, failure.reason)
+                    why = f"{reply.status or ''} {failure.reason} from {channel.name}".strip()
+                    await self._pause(held, parked, why)
 
     async def _send(self, payload: bytes, held: Held) -> tuple[Channel, Reply, Verdict, float]:
         tokens = self._estimate.of(payload) if self._counts_tokens else 0
@@ -203,7 +220,7 @@ class Engine:
                 tokens -= self._estimate.learn(payload, verdict.usage)
             if channel.tokens is not None:
                 channel.tokens.give_back(tokens)
-            self._most = self.max_in_flight
+            self._most = self._most and self.max_in_flight
             return channel, reply, verdict, now - started
         except BaseException:
             channel.is_probed = False  # if it was the probe, the next one is
@@ -256,7 +273,7 @@ class Engine:
     def _dispatch(self, most: int = 0) -> None:
         """Give free slots, of which there are `most` from now on, to those who wait, the oldest
         first; who may not use one lets the next one have it."""
-        self._most = most or self._most
+        self._most = self._most and (most or self._most)
         passed_over: list[_Waiter] = []
         while self._waiting:
             waiter = self._waiting.popleft()
@@ -310,40 +327,23 @@ class Engine:
             parked(False)
         return channel.has_answered
 
-    async def _pause(self, held: Held, parked: Parked, why: Reason) -> None:
+    async def _pause(self, held: Held, parked: Parked, why: str) -> None:
         """Wait without a slot until some endpoint may be asked again; a stop ends the wait."""
         self.retries += 1
         usable = [channel for channel in self.channels if channel.refusal is None]
-        seconds = min((held.get(each, 0.0) for each in usable), default=0.0) - self._now()
-        if seconds <= 0:
+        until = min((held.get(each, 0.0) for each in usable), default=0.0)
+        if (seconds := until - self._now()) <= 0:
             await asyncio.sleep(0)
             return
-        self._waits[why] += 1
+        self._waits[id(held)] = until, why
         parked(True)
         try:
             await self.wait(seconds)
         finally:
-            self._waits[why] -= 1
+            del self._waits[id(held)]
             parked(False)
 
     def _note_failure(self, failure: Failure, channel: Channel) -> None:
         self._unanswered_in_a_row += 1
         if self._unanswered_in_a_row >= UNANSWERED_LIMIT:
-            why = (
-                f"{channel.name}: {UNANSWERED_LIMIT} records in a row failed and none "
-                f"was answered; the last: {failure.reason}: {failure.detail}. "
-                "Mend that and run the task again: what was answered is kept"
-            )
-            self.stop(EndpointDown(why))
-
-    def _stop_if_all_refuse(self) -> None:
-        """Raises EndpointRefused when no endpoint is left."""
-        if any(channel.refusal is None for channel in self.channels):
-            return
-        refusals = (f"{each.name} refuses every request: {each.refusal}" for each in self.channels)
-        reason = EndpointRefused(
-            f"{'; '.join(refusals)}. "
-            "Check api_key, model and base_url in the model file, and the account's quota"
-        )
-        self.stop(reason)
-        raise reason
+            self.stop(is_down(channel, UNANSWERED_LIMIT, failure))

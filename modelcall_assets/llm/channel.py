@@ -4,13 +4,16 @@ and whether it answers. Nothing here waits or reads a clock: `now` is always giv
 import fcntl
 import os
 import time
-from collections.abc import Generator, Iterator
+from collections import Counter
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
+from math import ceil
 from pathlib import Path
 from typing import NamedTuple, Self
 
+from modelcall_assets.errors import EndpointDown, EndpointRefused
 from modelcall_assets.llm.classify import Refused, TryAgain, Verdict
 from modelcall_assets.llm.completion import Answer
 from modelcall_assets.llm.transport import HttpTransport
@@ -223,6 +226,8 @@ class Channel:
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
     lease: Lease | None = None
+    is_declared: bool = True
+    """Whether `max_in_flight` is the endpoint's own limit, and not only the run's."""
     in_flight: int = field(default=0, init=False)
     refusal: str | None = field(default=None, init=False)
     has_answered: bool = field(default=False, init=False)
@@ -251,6 +256,15 @@ class Channel:
             if bucket is not None:
                 bucket.share(self.share / self.max_in_flight, now)
         return claim == target
+
+    def widen(self, most: int) -> None:
+        """For a run that may ask more at a time, where the endpoint says nothing against it."""
+        if not self.is_declared and most > self.max_in_flight:
+            self.max_in_flight, self._window = most, Window(most)
+            if self.lease is None:
+                self.share = most
+            else:
+                self.lease.limit = most
 
     def load(self) -> float:
         """0 is idle, 1 is full."""
@@ -304,3 +318,32 @@ class Channel:
         if self.has_answered:
             return record
         return refused if self.in_flight > 1 else Refused(refused.detail)
+
+
+def held_up(waits: Sequence[tuple[float, str]], now: float) -> str:
+    """`64 wait after 429 rate_limited from host:1, next try in 12 s`; until when, and why, is given
+    of each."""
+    if not waits:
+        return ""
+    reasons = ", ".join(why for why, _ in Counter(why for _, why in waits).most_common(3))
+    seconds = ceil(max(0.0, min(waits)[0] - now))
+    return f"{len(waits):,} wait after {reasons}, next try in {seconds} s"
+
+
+def is_down(channel: Channel, failed: int, last: Failure) -> EndpointDown:
+    return EndpointDown(
+        f"{channel.name}: {failed} records in a row failed and none was answered; "
+        f"the last: {last.reason}: {last.detail}. "
+        "Mend that and run the task again: what was answered is kept"
+    )
+
+
+def all_refuse(channels: Sequence[Channel]) -> EndpointRefused | None:
+    """When no endpoint is left."""
+    if any(channel.refusal is None for channel in channels):
+        return None
+    refusals = (f"{each.name} refuses every request: {each.refusal}" for each in channels)
+    return EndpointRefused(
+        f"{'; '.join(refusals)}. "
+        "Check api_key, model and base_url in the model file, and the account's quota"
+    )

@@ -62,7 +62,9 @@ class Run:
         return {name: value for name, value in {**given, "reason": self.reason}.items() if value}
 
     stop: Callable[[], None] = lambda: None
-    """Ends it soon, with everything kept; what an open stage sets."""
+    """Ends it soon, with everything kept; what an open stage sets, and so with `tune`."""
+    tune: Callable[[int | None, bool], None] = lambda _most, _paused: None
+    """So many requests in flight from now on, if given; sends none while it is paused."""
 
 
 Work = Callable[[str], Awaitable[Report]]

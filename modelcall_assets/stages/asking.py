@@ -160,7 +160,8 @@ class AskingStage(Stage):
             most_there = each.max_in_flight or most
             lease = None if by_batches else Lease(_lease_folder(each), most_there)
             minute = each.requests_per_minute, each.tokens_per_minute
-            channels.append(Channel(_transport(each), most_there, *minute, lease))
+            is_declared = each.max_in_flight is not None
+            channels.append(Channel(_transport(each), most_there, *minute, lease, is_declared))
 
         def collector(name: str) -> BatchClient | None:
             named = [each for each in endpoints if each.name == name]
@@ -180,7 +181,7 @@ class AskingStage(Stage):
         """One engine for the partitions of a run."""
         async with self.engine() as engine:
             run.stop = lambda: engine.stop(RunStopped("interrupted; every reply is kept"))
-            run.tally.state = engine.state
+            run.tune, run.tally.engine = engine.tune, engine
 
             async def work(key: str) -> Report:
                 return await self.answer(key, engine, run)
@@ -198,8 +199,7 @@ class AskingStage(Stage):
             if engine.batches is None:
                 await batches.take_up_left_behind()
                 counted = {"requests": batches.requests, "warnings": batches.warnings}
-                rows = source.rows_read * self.samples
-                caller = Caller(*given, **counted, rows=rows)
+                caller = Caller(*given, **counted)
                 caller.cost_usd = batches.cost_usd
             began = time.monotonic()
             try:

@@ -135,9 +135,8 @@ MOST_WORKERS = 8192
 
 @dataclass
 class Caller(Replay):
-    """The call phase of one file of so many `rows`, a request at a time."""
+    """The call phase of one file, a request at a time."""
 
-    rows: int = MOST_WORKERS
     _in_hand: int = 0
     _working: int = 0
     _stopped: ModelcallError | None = None
@@ -147,18 +146,20 @@ class Caller(Replay):
         replies in flight are journalled first."""
         self._records, self._reading = self.pending(asks), asyncio.Lock()
         async with self.synced(), asyncio.TaskGroup() as self._workers:
-            for _ in range(min(self.rows, self.engine.max_in_flight)):
-                self._start_worker()
+            self._grow()
         if self._stopped is not None:
             raise self._stopped
 
-    def _start_worker(self) -> None:
-        self._working += 1
-        self._in_hand += 1
-        self._workers.create_task(self._work())
+    def _grow(self) -> None:
+        """Let one more work, while fewer do than requests may be in flight."""
+        is_full = self._working >= self.engine.max_in_flight or self._in_hand >= MOST_WORKERS
+        if self._stopped is None and not is_full:
+            self._working += 1
+            self._in_hand += 1
+            self._workers.create_task(self._work())
 
     async def _work(self) -> None:
-        """As many work as requests may be in flight; one too many, after a wait, ends."""
+        """As many work as requests may be in flight; one too many ends."""
         is_shared = self.reuse.shared is not None
         try:
             while self._working <= self.engine.max_in_flight:
@@ -166,6 +167,7 @@ class Caller(Replay):
                     item = await anext(self._records, None)
                 if item is None:
                     break
+                self._grow()
                 await (self._answer_once(item) if is_shared else self._answer(item))
         except ModelcallError as error:
             self._stopped = self._stopped or error
@@ -176,8 +178,8 @@ class Caller(Replay):
     def _parked(self, begins: bool) -> None:
         """A record that waits without a slot lets another one be worked on."""
         self._working += -1 if begins else 1
-        if begins and self._stopped is None and self._in_hand < MOST_WORKERS:
-            self._start_worker()
+        if begins:
+            self._grow()
 
     async def _answer_once(self, item: Pending) -> None:
         """Where others ask the same now, their answer is waited for."""

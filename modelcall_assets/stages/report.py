@@ -1,6 +1,8 @@
 """What became of the rows of a partition, while it is made and afterwards: its manifest, its
 metadata and its check are functions of one object."""
 
+from __future__ import annotations
+
 import time
 import traceback
 from collections import Counter
@@ -8,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 import pyarrow as pa
 
@@ -17,6 +19,9 @@ from modelcall_assets.storage.publishing import InputFingerprint, Manifest
 from modelcall_assets.storage.rows import sample_row
 from modelcall_assets.storage.values import readable_schema, schema_to_json
 
+if TYPE_CHECKING:
+    from modelcall_assets.llm import Engine
+
 
 @dataclass
 class Tally:
@@ -24,7 +29,6 @@ class Tally:
     journal."""
 
     stage: str = ""
-    asks_model: bool = True
     rows: int = 0
     ok: int = 0
     failed: int = 0
@@ -32,11 +36,12 @@ class Tally:
     requests: int = 0
     cost_usd: float | None = 0.0
     reasons: Counter[str] = field(default_factory=Counter[str])
-    started_at: float = field(default_factory=time.monotonic)
+    began: tuple[float, int, int] = field(default_factory=lambda: (time.monotonic(), 0, 0))
+    """When, and what was asked and sent by then, since which the rates are."""
     warnings: list[str] = field(default_factory=list[str])
     """What the user has to know of the files."""
-    state: Callable[[], str] = str
-    """What a stage that asks a model is about now."""
+    engine: Engine | None = None
+    """Of a stage that asks a model."""
     is_stopped: bool = False
     """Whether the run is to end; a task with a model stops its engine instead."""
 
@@ -54,24 +59,9 @@ class Tally:
     def done(self) -> int:
         return self.ok + self.failed
 
-    def line(self) -> str:
-        """`scores: 1,200 of 5,000 rows, 3 failed (timeout 3), 64 in flight, 81 rows/s, 0.4200 USD,
-        47 s left`."""
-        return f"{self.stage}: {self.done:,} of {self.rows:,} rows, {self.detail()}"
-
-    def detail(self) -> str:
-        reasons = by_count(self.reasons, 3)
-        elapsed, called = time.monotonic() - self.started_at, max(0, self.done - self.replayed)
-        rate = called / elapsed if elapsed > 0 else 0.0
-        parts = [f"{self.failed:,} failed" + f" ({reasons})" * bool(reasons), self.state()]
-        if self.replayed:
-            parts.append(f"{self.replayed / self.done:.0%} from the journal")
-        parts.append(f"{rate:,.0f} rows/s")
-        if self.asks_model:
-            parts.append("cost unknown" if self.cost_usd is None else f"{self.cost_usd:.4f} USD")
-        if rate > 0 and self.done < self.rows:
-            parts.append(f"{(self.rows - self.done) / rate:.0f} s left")
-        return ", ".join(filter(None, parts))
+    @property
+    def asked(self) -> int:
+        return max(0, self.done - self.replayed)
 
 
 @dataclass(frozen=True)
