@@ -18,12 +18,14 @@ from modelcall_assets.cli.rehearse import rehearse, trial
 from modelcall_assets.cli.report import report
 from modelcall_assets.cli.run import retry, run_task
 from modelcall_assets.cli.terminal import echo
+from modelcall_assets.cli.ui import ui
 from modelcall_assets.cli.upkeep import adopt, clean, register, verify
 from modelcall_assets.errors import ModelcallError, SetupError
 
 
 @click.group(
     commands=[
+        *(ui,),
         *(check, plan, trial, rehearse, run_task),
         *(failures, retry, report, compare_results, agreement, export, publish),
         *(register, verify, clean),

@@ -77,8 +77,8 @@ def is_root(folder: Path) -> bool:
 
 
 def find_root(start: Path) -> Path:
-    """The nearest folder from `start` upwards that holds workspace.yaml or configs/. SetupError when
-    there is none."""
+    """The nearest folder from `start` upwards that holds workspace.yaml or configs/. SetupError
+    when there is none."""
     start = start.resolve()
     for folder in (start, *start.parents):
         if is_root(folder):
