@@ -9,8 +9,10 @@ import click
 from modelcall_assets.cli.agreement import agreement
 from modelcall_assets.cli.check import check, migrate
 from modelcall_assets.cli.compare import compare_results
+from modelcall_assets.cli.create import create_task
 from modelcall_assets.cli.export import export
 from modelcall_assets.cli.failures import failures
+from modelcall_assets.cli.init import init
 from modelcall_assets.cli.pieces import join, split
 from modelcall_assets.cli.plan import plan
 from modelcall_assets.cli.publish import publish
@@ -25,7 +27,7 @@ from modelcall_assets.errors import ModelcallError, SetupError
 
 @click.group(
     commands=[
-        *(ui,),
+        *(init, create_task, ui),
         *(check, plan, trial, rehearse, run_task),
         *(failures, retry, report, compare_results, agreement, export, publish),
         *(register, verify, clean),
@@ -43,11 +45,14 @@ def modelcall() -> None:
 
     \b
     A first task, step by step:
+      modelcall init                  a project here, with a task that runs for free
+      modelcall create-task NAME      a task for data that is there
       modelcall check                 every mistake in configs/, by file, field and line
       modelcall plan TASK.yaml        files, rows, tokens and cost, before paying
       modelcall try TASK.yaml         five rows: prompt, raw reply, parsed result
       modelcall rehearse -- COMMAND   run COMMAND against a free local endpoint
       modelcall run-task TASK.yaml    materialise what is missing or failed
+      modelcall ui                    the page of all tasks
 
     \b
     Then:

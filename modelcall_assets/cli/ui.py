@@ -138,9 +138,10 @@ async def _kept_alive(
 
 
 def _end_with_parent() -> None:
-    """On Linux, where even one that is killed takes its children with it."""
+    """On Linux also with one that is killed. Who has started us may have had SIGINT ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PARENT_DIES, signal.SIGTERM)
+        ctypes.CDLL(None).prctl(_PARENT_DIES, signal.SIGINT)
 
 
 def _lives(group: int) -> bool:
@@ -153,7 +154,7 @@ def _lives(group: int) -> bool:
 
 async def _end(groups: Sequence[int]) -> None:
     """Those that take too long are killed."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
+    for number in (signal.SIGINT, signal.SIGKILL):
         for group in filter(_lives, groups):
             os.killpg(group, number)
         with suppress(TimeoutError):
