@@ -9,10 +9,9 @@ import click
 from modelcall_assets.cli.agreement import agreement
 from modelcall_assets.cli.check import check, migrate
 from modelcall_assets.cli.compare import compare_results
-from modelcall_assets.cli.create import create_task
+from modelcall_assets.cli.create import create_task, init
 from modelcall_assets.cli.export import export
 from modelcall_assets.cli.failures import failures
-from modelcall_assets.cli.init import init
 from modelcall_assets.cli.pieces import join, split
 from modelcall_assets.cli.plan import plan
 from modelcall_assets.cli.publish import publish

@@ -22,12 +22,9 @@ from modelcall_assets.rehearsal import serve_in_thread
 
 LOG = ("--log-level", "warning")
 TASKS = ("-m", "modelcall_assets.definitions", "--location-name", "modelcall")
-CODE_SERVER = ("dagster", "code-server", "start", *TASKS, *LOG)
-DAEMON = ("dagster._daemon", "run", *LOG)
 PAGE = ("dagster_webserver", "--dagster-log-level", "warning")
 GRACE_S, POLL_S = 15.0, 0.3
-PARENT_DIES = 1
-"""PR_SET_PDEATHSIG."""
+PARENT_DIES = 1  # PR_SET_PDEATHSIG
 
 
 @click.command()
@@ -73,8 +70,8 @@ def _keep_alive(root: Path, env: Mapping[str, str], scratch: Path, host: str, po
     others.write_text(f"load_from: [{{grpc_server: {{socket: '{at}', location_name: modelcall}}}}]")
     spaces = [f"-w{each}" for each in (root / "workspace.yaml", others) if each.exists()]
     commands = {
-        "the server of tasks": (*CODE_SERVER, "-s", str(at)),
-        "the daemon": (*DAEMON, *spaces),
+        "the server of tasks": ("dagster", "code-server", "start", *TASKS, "-s", str(at), *LOG),
+        "the daemon": ("dagster._daemon", "run", *spaces, *LOG),
         "the page": (*PAGE, "-h", host, "-p", str(port), *spaces),
     }
     started = {name: list[subprocess.Popen[bytes]]() for name in commands}
