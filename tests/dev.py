@@ -1,4 +1,4 @@
-"""`dagster dev` as a user starts it, and what its UI asks and is told."""
+"""`modelcall ui` as a user starts it, and what its page asks and is told."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from typing import Any
 import orjson
 from project import until
 
-COMMAND = (sys.executable, "-m", "dagster", "dev", "-w", "workspace.yaml")
+COMMAND = (sys.executable, "-m", "modelcall", "ui")
 LOCATION = {"repositoryName": "__repository__", "repositoryLocationName": "modelcall"}
 POLL_S = 0.25
 
 
 @dataclass
 class Dev:
-    """`dagster dev` in a project's folder. Its processes are known by their DAGSTER_HOME, which is
+    """`modelcall ui` in a project's folder. Its processes are known by their DAGSTER_HOME, which is
     of this test alone."""
 
     root: Path
@@ -42,7 +42,7 @@ class Dev:
             self.port = free.getsockname()[1]
         with (self.root / "dagster_dev.log").open("ab") as log:
             self.process = subprocess.Popen(
-                [*COMMAND, "-h", "127.0.0.1", "-p", str(self.port)],
+                [*COMMAND, "--port", str(self.port)],
                 cwd=self.root,
                 env={
                     **os.environ,
@@ -73,6 +73,15 @@ class Dev:
             with suppress(OSError):
                 if folder.name.isdigit() and mark in (folder / "environ").read_bytes():
                     found.append(int(folder.name))
+        return found
+
+    def named(self, word: str) -> list[int]:
+        """Those whose command has that word."""
+        found: list[int] = []
+        for number in self.processes():
+            with suppress(OSError):
+                words = Path(f"/proc/{number}/cmdline").read_bytes().split(b"\0")
+                found += [number] if word.encode() in words else []
         return found
 
     def stop(self) -> None:
