@@ -36,11 +36,15 @@ class Dev:
     def home(self) -> Path:
         return self.root / "dagster_home"
 
+    @property
+    def log_file(self) -> Path:
+        return self.root / "ui.log"
+
     def start(self) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
-        with (self.root / "dagster_dev.log").open("ab") as log:
+        with self.log_file.open("ab") as log:
             self.process = subprocess.Popen(
                 [*COMMAND, "--port", str(self.port)],
                 cwd=self.root,
@@ -63,7 +67,7 @@ class Dev:
         return False
 
     def log(self) -> str:
-        return (self.root / "dagster_dev.log").read_text(errors="replace")[-8000:]
+        return self.log_file.read_text(errors="replace")[-8000:]
 
     def processes(self) -> list[int]:
         """All of it that lives, run workers included."""

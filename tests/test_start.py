@@ -1,4 +1,4 @@
-"""The first minutes: a project, a task for data that is there, the page of all tasks, the wheel."""
+"""The first minutes: a project, a task for data that is there, the page of all tasks."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import os
 import pty
 import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
@@ -248,7 +247,10 @@ class TestUi:
         os.kill(server, signal.SIGKILL)
         until(lambda: dev.named("code-server") not in ([], [server]), 60, 0.25)
         until(lambda: succeeds(dev.reload), 60, 0.5)
-        assert "the server of tasks has ended with -9, and is started again" in dev.log()
+        assert (
+            "the server of tasks has ended with -9, and is started again"
+            in dev.log_file.read_text()
+        )
         dev.process.send_signal(signal.SIGTERM)
         assert dev.process.wait(60) == 0
         assert dev.processes() == []
@@ -271,39 +273,3 @@ def succeeds(what: Callable[[], object]) -> bool:
         what()
         return True
     return False
-
-
-@pytest.mark.slow
-def test_a_wheel_by_way_of_the_sdist_is_all_one_needs(
-    tmp_path: Path, server: RehearsalServer
-) -> None:
-    """Installed into an empty environment, far from the repository."""
-    here = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    environment = {**here, "REHEARSAL_BASE_URL": server.base_url, "PIP_NO_INPUT": "1"}
-
-    def run(*command: str | Path, cwd: Path = tmp_path) -> str:
-        done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
-    names = [each for each in ROOT.iterdir() if not each.name.startswith(".") or each.is_file()]
-    source = tmp_path / "source"
-    source.mkdir()
-    for each in names:
-        if each.name in ("modelcall_assets", "configs"):
-            shutil.copytree(each, source / each.name, symlinks=True)
-        elif each.is_file():
-            shutil.copy(each, source)
-    build = "from setuptools import build_meta as b; b.build_{}({!r})"
-    run(sys.executable, "-c", build.format("sdist", str(tmp_path)), cwd=source)
-    (packed,) = tmp_path.glob("*.tar.gz")
-    shutil.unpack_archive(packed, tmp_path / "unpacked", filter="data")
-    (unpacked,) = (tmp_path / "unpacked").iterdir()
-    run(sys.executable, "-c", build.format("wheel", str(tmp_path)), cwd=unpacked)
-    (wheel,) = tmp_path.glob("*.whl")
-    run(sys.executable, "-m", "venv", "venv")
-    run("venv/bin/python", "-m", "pip", "install", "-q", "-c", ROOT / "requirements.lock", wheel)
-    modelcall = tmp_path / "venv/bin/modelcall"
-    run(modelcall, "init", "own")
-    ran = run(modelcall, "run-task", "configs/tasks/rehearsal.yaml", cwd=tmp_path / "own")
-    assert "10 rows, 10 succeeded" in ran
