@@ -27,9 +27,7 @@ demo: setup  ## score and distil what is found on this machine, and evaluate, ag
 	@echo "look at it: make ui, then http://localhost:$(PORT)"
 
 ui: setup  ## Dagster's UI and daemon, with the rehearsal endpoint beside them; PORT=3001 elsewhere
-	$(BIN)/python -m modelcall_assets.definitions  # a home that is new or half made becomes whole
-	@echo "look at http://localhost:$(PORT): Catalog, then a task's group"
-	$(BIN)/modelcall rehearse -- $(BIN)/dagster dev -w workspace.yaml -p $(PORT)
+	$(BIN)/modelcall ui --rehearse --port $(PORT)
 
 test: setup
 	$(BIN)/python -m pytest -n auto --dist worksteal

@@ -1,4 +1,4 @@
-"""A task's life as its user sees it: Dagster's UI in a browser, on `dagster dev` with its daemon.
+"""A task's life as its user sees it: Dagster's UI in a browser, on `modelcall ui`.
 
 The tests are one story, in this order. Where `PICTURES` says, they leave those of docs/ui.md."""
 

@@ -1,4 +1,4 @@
-"""`dagster dev` as a user starts it, and what its UI asks and is told."""
+"""`modelcall ui` as a user starts it, and what its page asks and is told."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from typing import Any
 import orjson
 from project import until
 
-COMMAND = (sys.executable, "-m", "dagster", "dev", "-w", "workspace.yaml")
+COMMAND = (sys.executable, "-m", "modelcall", "ui")
 LOCATION = {"repositoryName": "__repository__", "repositoryLocationName": "modelcall"}
 POLL_S = 0.25
 
 
 @dataclass
 class Dev:
-    """`dagster dev` in a project's folder. Its processes are known by their DAGSTER_HOME, which is
+    """`modelcall ui` in a project's folder. Its processes are known by their DAGSTER_HOME, which is
     of this test alone."""
 
     root: Path
@@ -36,13 +36,17 @@ class Dev:
     def home(self) -> Path:
         return self.root / "dagster_home"
 
+    @property
+    def log_file(self) -> Path:
+        return self.root / "ui.log"
+
     def start(self) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
-        with (self.root / "dagster_dev.log").open("ab") as log:
+        with self.log_file.open("ab") as log:
             self.process = subprocess.Popen(
-                [*COMMAND, "-h", "127.0.0.1", "-p", str(self.port)],
+                [*COMMAND, "--port", str(self.port)],
                 cwd=self.root,
                 env={
                     **os.environ,
@@ -63,7 +67,7 @@ class Dev:
         return False
 
     def log(self) -> str:
-        return (self.root / "dagster_dev.log").read_text(errors="replace")[-8000:]
+        return self.log_file.read_text(errors="replace")[-8000:]
 
     def processes(self) -> list[int]:
         """All of it that lives, run workers included."""
@@ -73,6 +77,15 @@ class Dev:
             with suppress(OSError):
                 if folder.name.isdigit() and mark in (folder / "environ").read_bytes():
                     found.append(int(folder.name))
+        return found
+
+    def named(self, word: str) -> list[int]:
+        """Those whose command has that word."""
+        found: list[int] = []
+        for number in self.processes():
+            with suppress(OSError):
+                words = Path(f"/proc/{number}/cmdline").read_bytes().split(b"\0")
+                found += [number] if word.encode() in words else []
         return found
 
     def stop(self) -> None:

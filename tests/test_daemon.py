@@ -1,4 +1,4 @@
-"""The project alive: `dagster dev` as a user starts it, its sensors, its backfills, its death.
+"""The project alive: `modelcall ui` as a user starts it, its sensors, its backfills, its death.
 
 One daemon serves the whole file, with a task and an endpoint for each scenario. Dagster looks after
 backfills every 30 s only, so that those are launched first and looked at last.

@@ -103,8 +103,7 @@ def _is_config(path: Path) -> bool:
 
 
 def _root_of(path: Path) -> Path:
-    own = find_root(path.parent)
-    return own if is_root(own) else find_root(Path.cwd())
+    return next(filter(is_root, path.parents), None) or find_root(Path.cwd())
 
 
 def _problems_of(

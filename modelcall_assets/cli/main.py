@@ -9,6 +9,7 @@ import click
 from modelcall_assets.cli.agreement import agreement
 from modelcall_assets.cli.check import check, migrate
 from modelcall_assets.cli.compare import compare_results
+from modelcall_assets.cli.create import create_task, init
 from modelcall_assets.cli.export import export
 from modelcall_assets.cli.failures import failures
 from modelcall_assets.cli.logs import logs
@@ -22,12 +23,14 @@ from modelcall_assets.cli.report import report
 from modelcall_assets.cli.run import retry, run_task
 from modelcall_assets.cli.status import status, stop, tasks
 from modelcall_assets.cli.terminal import echo
+from modelcall_assets.cli.ui import ui
 from modelcall_assets.cli.upkeep import adopt, clean, register, verify
 from modelcall_assets.errors import ModelcallError, SetupError
 
 
 @click.group(
     commands=[
+        *(init, create_task, ui),
         *(check, plan, trial, rehearse, run_task),
         *(tasks, status, monitor, tune, stop, logs),
         *(failures, retry, report, compare_results, agreement, export, publish),
@@ -47,11 +50,14 @@ def modelcall() -> None:
 
     \b
     A first task, step by step:
+      modelcall init                  a project here, with a task that runs for free
+      modelcall create-task NAME      a task for data that is there
       modelcall check                 every mistake in configs/, by file, field and line
       modelcall plan TASK             files, rows, tokens and cost, before paying
       modelcall try TASK              five rows: prompt, raw reply, parsed result
       modelcall rehearse -- COMMAND   run COMMAND against a free local endpoint
       modelcall run-task TASK         make what is missing or failed
+      modelcall ui                    the page of all tasks, in a browser
 
     \b
     While it runs, and then:

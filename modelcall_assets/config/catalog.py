@@ -73,9 +73,13 @@ def is_root(folder: Path) -> bool:
 
 
 def find_root(start: Path) -> Path:
-    """The nearest folder from `start` upwards that holds workspace.yaml or configs/."""
+    """The nearest folder from `start` upwards that holds workspace.yaml or configs/. SetupError
+    when there is none."""
     start = start.resolve()
-    return next((folder for folder in (start, *start.parents) if is_root(folder)), start)
+    if (found := next(filter(is_root, (start, *start.parents)), None)) is None:
+        needs, fix = "workspace.yaml or configs/, here or above", "`modelcall init` makes one"
+        raise SetupError([Problem(str(start), "", "no project", needs, fix=fix)])
+    return found
 
 
 def legal_key(name: str) -> str:

@@ -11,7 +11,6 @@ from modelcall_assets.config.catalog import (
     BrokenTask,
     Catalog,
     find_root,
-    is_root,
     load_catalog,
     load_linked,
 )
@@ -27,10 +26,6 @@ def definitions_of(path: Path | str) -> dg.Definitions:
     executor, for a code location of your own. A broken file of a folder becomes an asset that says
     what is wrong; one that was asked for is a SetupError, and so is a path in no project."""
     path, root = Path(path).resolve(), find_root(Path(path))
-    if not is_root(root):
-        fix = "start Dagster in the project's folder"
-        needs = "workspace.yaml or configs/, here or above"
-        raise SetupError([Problem(str(root), "", "no project", needs, fix=fix)])
     if path.is_dir():
         return project_definitions(load_catalog(root))
     return project_definitions(Catalog((load_linked(path, root),), ()))

@@ -35,7 +35,7 @@ MOST_DOCUMENT_BYTES = 1 << 30
 MOST_RAW_CHARS = 10_000
 MOST_LEVELS = 250
 """orjson reads deeper objects than it can write back."""
-_KINDS: dict[type[Any], str] = {
+KINDS: dict[type[Any], str] = {
     **dict.fromkeys((int, float, Number), "a number"),
     **{list: "a list", str: "a string", bool: "a boolean", type(None): "null"},
 }
@@ -186,7 +186,7 @@ def parse_line(
     except orjson.JSONDecodeError as error:
         return _bad(line, _why(line, number, encoding, error))
     if not isinstance(row, dict):
-        return _bad(line, f"line {number}: not an object but {_KINDS[type(row)]}")
+        return _bad(line, f"line {number}: not an object but {KINDS[type(row)]}")
     is_safe = may_be_deep or {dict, list}.isdisjoint(map(type, row.values()))
     if is_safe or line.count(b"[") + line.count(b"{") <= MOST_LEVELS:
         return row
