@@ -172,5 +172,5 @@ class TestMonitor:
         with running(long):
             until(lambda: stage_of(long)["held_up"])
             told = long.run("monitor", "--once").out
-        assert "0 of 4 in flight, all endpoints wait: 4 wait after 429 rate_limited from " in told
+        assert " wait after 429 rate_limited from " in told
         assert "next try in " in told

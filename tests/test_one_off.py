@@ -156,7 +156,7 @@ def test_api_call_leaves_scores_with_the_options_of_old(old: Project):
         "api-call", *folders, *files, "--prompt_format_key", "text", "--delete_existing",
         "--debug_items", "1", "--debug_files", "1", "--disable_format_validation_retry",
     )  # fmt: skip
-    assert ended.code == 0 and "1 requests sent" in ended.out, ended
+    assert ended.code == 0 and "1 request sent" in ended.out, ended
     assert len(read_rows(old.root / "tagged/a.parquet")) == 1
 
 
@@ -212,16 +212,6 @@ def test_preprocess_takes_the_languages_of_repositories(old: Project):
     options = ("--raw_path", "packs", "--output_dir", "clean", "--languages", "Python", "Go")
     assert old.run("preprocess", "repomix", *options, "--num_proc", "1").code == 0
     assert visible(old.root / "clean") == ["Go.parquet", "Python.parquet"]
-
-
-def test_outside_of_a_project_the_folder_becomes_one(
-    tmp_path: Path, empty_home: Path, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.delenv("DAGSTER_HOME", raising=False)
-    project = Project(tmp_path)
-    write_rows(tmp_path / "in.jsonl", ROWS)
-    assert project.run("pipeline", "in.jsonl", "out.jsonl").code == 0
-    assert len(read_rows(tmp_path / "out.jsonl")) == 3
 
 
 # The table of docs/migration.md

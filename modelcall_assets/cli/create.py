@@ -74,7 +74,8 @@ def init(folder: Path) -> None:
 def create_task(name: str, output: Path | None, force: bool, **given: str | None) -> None:
     """Write the file of a new task, called NAME, for data that is there.
 
-    It looks at the data and asks what it has to know; without a terminal each answer is an option.
+    It looks at the data and asks for what no option says; without a terminal it takes what it would
+    propose.
     Relative places begin at the project. A task that distils takes messages, ShareGPT, or questions
     with or without answers; one that evaluates begins with a benchmark that needs no download.
 
@@ -121,10 +122,15 @@ def create_task(name: str, output: Path | None, force: bool, **given: str | None
 
 
 def _answer(given: Mapping[str, Any], option: str, likely: str, known: Sequence[str] = ()) -> str:
-    """What the option says, else who sits at the terminal."""
+    """What the option says, else who sits at the terminal, else what is likely."""
     answer, told = given[option], ", ".join(known)
     if answer is None and not sys.stdin.isatty():
-        raise misuse(f"--{option}", "missing", told, fix=f"add --{option} {likely}")
+        if option == "input":
+            raise misuse(
+                "--input", "missing", "a folder, a file or a URI", fix=f"add --input {likely}"
+            )
+        echo(f"{option}: {likely}")
+        return likely
     if answer is None:
         return click.prompt(option, likely, type=click.Choice(known) if known else str)
     if known and answer not in known:

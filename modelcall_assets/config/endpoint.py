@@ -210,7 +210,7 @@ class Address:
     private: tuple[str, ...] = field(default=(), repr=False)
     """Of these headers, what has neither the name nor the shape of a secret: an answer may hold it,
     but nothing else."""
-    env: Mapping[str, str] = field(default_factory=lambda: os.environ, repr=False)
+    env: Mapping[str, str] = field(default_factory=lambda: os.environ, repr=False, compare=False)
 
 
 @dataclass
