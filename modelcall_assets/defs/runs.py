@@ -10,6 +10,7 @@ with it, however it ends, so a run whose lock can be taken is dead.
 
 import atexit
 import fcntl
+import socket
 import time
 from collections.abc import Iterator, Sequence, Set
 from contextlib import ExitStack, contextmanager, suppress
@@ -31,7 +32,7 @@ from modelcall_assets.defs.chain import Chain, StageOptions
 from modelcall_assets.defs.instance import lock_path, register, unusable
 from modelcall_assets.defs.ledger import Ended, events_of
 from modelcall_assets.errors import ModelcallError, PublishedMeanwhile
-from modelcall_assets.stages.live import HOST, forget, is_held
+from modelcall_assets.stages.live import forget
 from modelcall_assets.stages.report import Tally, Watcher
 from modelcall_assets.stages.task import Task
 
@@ -55,7 +56,7 @@ def process_lock(instance: dg.DagsterInstance, run_id: str) -> Iterator[str]:
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         try:
-            yield f"{HOST}/{run_id}"
+            yield f"{socket.gethostname()}/{run_id}"
         finally:
             forget(path)
 
@@ -137,20 +138,21 @@ def unfinished(instance: dg.DagsterInstance, task: str | None) -> Iterator[dict[
             yield {"task": min(tasks), "run_id": run.run_id, "state": state}
 
 
-def ended_well(instance: dg.DagsterInstance, run_id: str) -> bool:
-    run = instance.get_run_by_id(run_id)
-    return run is not None and run.is_success
-
-
 def _is_dead(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
     """Only of runs on this machine that have told their process."""
     host, _, name = run.tags.get(PROCESS_TAG, "").rpartition("/")
-    if not name or host not in ("", HOST):
+    if not name or host not in ("", socket.gethostname()):
         return False
     # Dagster copies tags to a run that is launched again from the UI: they tell of another process.
     if run.parent_run_id is not None and name != run.run_id:
         return False
-    if is_held(path := lock_path(instance, name)):
+    path = lock_path(instance, name)
+    try:
+        with path.open() as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return True
+    except BlockingIOError:
         return False
     forget(path)
     return True
