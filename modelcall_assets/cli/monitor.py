@@ -99,15 +99,12 @@ def tune(task: Task, requests: int | None, paused: bool | None) -> None:
     if requests is None and paused is None:
         raise misuse("tune", "nothing to change", "--requests, --pause or --resume")
     with open_instance(task.spec.root) as instance:
-        is_changed = False
-        while rows := [row for row in _rows(instance, task) if "limit" in row]:
-            locks = {row["run_id"]: lock_path(instance, row["run_id"]) for row in rows}
-            for lock in () if is_changed else locks.values():
-                want(lock, requests=requests, paused=paused)
-            if all(row["wish"] == wish_of(locks[row["run_id"]]) for row in rows):
-                break
-            is_changed = True
+        rows = _asking(instance, task)
+        for run_id in {row["run_id"] for row in rows}:
+            want(lock_path(instance, run_id), requests=requests, paused=paused)
+        while any(row["wish"] != wish_of(lock_path(instance, row["run_id"])) for row in rows):
             time.sleep(EVERY_S / 4)
+            rows = _asking(instance, task)
     for row in rows:
         echo(_told(row))
         if row["limit"] < (requests or 0):
@@ -115,3 +112,7 @@ def tune(task: Task, requests: int | None, paused: bool | None) -> None:
     if not rows:
         echo(f"{task.spec.name}: no run of it asks a model now", err=True)
         sys.exit(1)
+
+
+def _asking(instance: Any, task: Task) -> list[Row]:
+    return [row for row in _rows(instance, task) if "limit" in row and row["state"] == "running"]
