@@ -91,12 +91,19 @@ class TestScoring:
         ran = own.run("run-task", TASK)
         assert ran.code == 0 and "3 rows, 3 succeeded" in ran.out, ran
 
-    @pytest.mark.parametrize("absent", ["kind", "input", "text", "prompt", "model"])
-    def test_an_answer_that_is_missing_is_named(self, own: Project, absent: str) -> None:
+    @pytest.mark.parametrize("absent", ["kind", "text", "prompt", "model"])
+    def test_without_a_terminal_what_is_likely_is_taken_and_told(
+        self, own: Project, absent: str
+    ) -> None:
         own.write_input("a.jsonl", TEXTS)
-        ended = own.run("create-task", "mine", *without(absent))
-        assert ended.code == 2 and f"--{absent}: missing" in ended.err
-        assert f"add --{absent} {RATED[absent]}" in ended.err, "what is likely"
+        made = own.run("create-task", "mine", *without(absent))
+        assert made.code == 0 and f"{absent}: {RATED[absent]}\n" in made.out
+        assert own.run("check", TASK).code == 0
+
+    def test_the_place_of_the_data_is_never_guessed(self, own: Project) -> None:
+        own.write_input("a.jsonl", TEXTS)
+        ended = own.run("create-task", "mine", *without("input"))
+        assert ended.code == 2 and "--input: missing" in ended.err
         assert not own.task_file.exists()
 
     def test_on_a_terminal_it_asks_and_return_takes_what_is_likely(self, own: Project) -> None:
@@ -206,7 +213,7 @@ class TestOtherKinds:
         unknown = own.run("create-task", "mine", *arguments)
         assert unknown.code == 2 and "neither conversations nor questions" in unknown.err
         assert own.run("create-task", "mine", *arguments, "--text", "frage").code == 0
-        assert "1 rows, 1 succeeded" in own.run("run-task", TASK).out
+        assert "1 row, 1 succeeded" in own.run("run-task", TASK).out
 
     def test_an_evaluation_runs(self, own: Project) -> None:
         made = own.run("create-task", "mine", *flags(kind="evaluate", model=MODEL))

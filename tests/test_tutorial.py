@@ -55,7 +55,7 @@ def test_its_commands_do_what_it_says(tmp_path: Path) -> None:
         assert ended.returncode == 0, told + ended.stderr.decode()
         _, rehearsed, again, written, created, looked, run, mended, shown = told.split(MARK)
         assert "10 rows, 10 succeeded" in rehearsed and "nothing to do" in again
-        assert not written and "configs/tasks/notes.yaml" in created
+        assert not written.strip() and "configs/tasks/notes.yaml" in created
         assert "second.jsonl" in looked and "── row 2 ──" in looked
         assert "bad_line" in run and "missing_input" in run and "n3" in run
         assert "6 rows, 6 succeeded" in mended

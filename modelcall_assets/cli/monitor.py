@@ -13,7 +13,7 @@ from modelcall_assets.cli.run_display import Bars
 from modelcall_assets.cli.terminal import echo, json_option, print_rows
 from modelcall_assets.config.catalog import find_root
 from modelcall_assets.records.outcome import Row
-from modelcall_assets.stages.live import EVERY_S, Wish, line, notes, wish_of, wish_path, write
+from modelcall_assets.stages.live import EVERY_S, line, notes, want, wish_of
 from modelcall_assets.stages.task import Task
 
 
@@ -33,34 +33,34 @@ def monitor(task: Task | None, once: bool, as_json: bool) -> None:
       modelcall monitor --once --json
     """
     from modelcall_assets.defs.instance import open_instance
-    from modelcall_assets.defs.runs import ended_well
 
-    code, before, seen = 0, dict[str, str](), False
+    code, before, said = 0, dict[str, str](), set[str]()
     root = find_root(Path.cwd()) if task is None else task.spec.root
     with open_instance(root) as instance, closing(Bars()) as bars:
         while True:
             rows = _rows(instance, task)
-            live = {row["run_id"]: row["task"] for row in rows}
-            seen |= bool(rows)
-            if once or as_json:
-                print_rows(rows, as_json=True) if as_json else echo("\n".join(map(_told, rows)))
+            if as_json:
+                print_rows(rows, as_json=True)
                 break
             for row in rows:
-                if "stage" in row:
+                if "stage" in row and not once:
                     bars.show(f"{row['task']} {row['stage']}", row)
-                elif row["run_id"] not in before:
-                    echo(_told(row))
-            for run_id in before.keys() - live.keys():
-                is_well = ended_well(instance, run_id)
+                elif (told := _told(row)) not in said:
+                    said.add(told)
+                    echo(told)
+            now = {row["run_id"]: row["task"] for row in rows}
+            for run_id in before.keys() - now.keys():
+                run = instance.get_run_by_id(run_id)
+                is_well = run is not None and run.is_success
                 code |= not is_well
                 why = "failed, or was stopped; `modelcall logs` says why"
                 echo(f"{before[run_id]}: {'done' if is_well else why}")
-            if not live:
+            if once or not now:
                 break
-            before = live
+            before = now
             time.sleep(bars.every_s)
-    if not seen:
-        echo("nothing is at work", err=as_json)
+    if not rows and not before:
+        echo("nothing runs", err=True)
     sys.exit(code)
 
 
@@ -70,7 +70,7 @@ def _rows(instance: Any, task: Task | None) -> list[Row]:
 
     noted, rows = [*notes(Path(instance.root_directory))], list[Row]()
     at_work = {each.id: each for each in going(instance) if each.what != "backfill"}
-    for run in at_work.values():  # of a process that has no run yet the process
+    for run in at_work.values():  # a process that has no run yet, too
         if task is None or task.spec.key in run.tasks:
             told: Row = {"task": min(run.tasks), "run_id": run.id, "state": run.state}
             rows += [told | note for note in noted if note["run_id"] == run.id] or [told]
@@ -102,17 +102,12 @@ def tune(task: Task, requests: int | None, paused: bool | None) -> None:
     if requests is None and paused is None:
         raise misuse("tune", "nothing to change", "--requests, --pause or --resume")
     with open_instance(task.spec.root) as instance:
-        wanted = dict[str, Wish]()
-        while rows := [row for row in _rows(instance, task) if "limit" in row]:
-            for run_id in {row["run_id"] for row in rows} - wanted.keys():
-                lock = lock_path(instance, run_id)
-                wish = wish_of(lock)
-                most, is_paused = requests or wish.requests, wish.paused
-                wanted[run_id] = Wish(most, is_paused if paused is None else paused)
-                write(wish_path(lock), wanted[run_id])
-            if all(Wish(**row["wish"]) == wanted[row["run_id"]] for row in rows):
-                break
+        rows = _asking(instance, task)
+        for run_id in {row["run_id"] for row in rows}:
+            want(lock_path(instance, run_id), requests=requests, paused=paused)
+        while any(row["wish"] != wish_of(lock_path(instance, row["run_id"])) for row in rows):
             time.sleep(EVERY_S / 4)
+            rows = _asking(instance, task)
     for row in rows:
         echo(_told(row))
         if row["limit"] < (requests or 0):
@@ -120,3 +115,7 @@ def tune(task: Task, requests: int | None, paused: bool | None) -> None:
     if not rows:
         echo(f"{task.spec.name}: no run of it asks a model now", err=True)
         sys.exit(1)
+
+
+def _asking(instance: Any, task: Task) -> list[Row]:
+    return [row for row in _rows(instance, task) if "limit" in row and row["state"] == "running"]

@@ -24,7 +24,7 @@ from modelcall_assets.stages.task import Task
 if TYPE_CHECKING:
     from modelcall_assets.defs.runs import RunSummary
 
-TERMINAL_EVERY_S, PIPE_EVERY_S = 0.25, 5.0
+TERMINAL_EVERY_S, PIPE_EVERY_S = 0.5, 5.0
 
 SHOWN = 20
 

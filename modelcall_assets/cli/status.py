@@ -14,7 +14,6 @@ from modelcall_assets.config.files import written_name
 from modelcall_assets.errors import SetupError
 from modelcall_assets.records import decode_key
 from modelcall_assets.records.outcome import Row
-from modelcall_assets.stages.live import HOST
 from modelcall_assets.stages.summary import Summary
 from modelcall_assets.stages.task import Task
 
@@ -133,8 +132,8 @@ def stop(task: str | None, is_all: bool) -> None:
     with open_instance(root) as instance:
         ended = end(instance, lambda key: is_all or key in keys)
     for each in ended:
-        said = "stopped" if each.host == HOST else f"goes on at {each.host}: stop it there"
+        said = "stopped" if each.is_here else f"goes on at {each.host}: stop it there"
         echo(f"{', '.join(sorted(each.tasks))}: {each.what} {each.id}: {said}")
     if not ended:
         echo("nothing to stop")
-    sys.exit(1 if any(each.host != HOST for each in ended) else 0)
+    sys.exit(1 if any(not each.is_here for each in ended) else 0)

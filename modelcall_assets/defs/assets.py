@@ -40,7 +40,7 @@ from modelcall_assets.records import decode_key
 from modelcall_assets.records.outcome import count_of
 from modelcall_assets.stages import Run, Stage, Work
 from modelcall_assets.stages.asking import AskingStage
-from modelcall_assets.stages.live import EVERY_S, Wish, exchange, figures, line, note_path
+from modelcall_assets.stages.live import AS_WRITTEN, EVERY_S, exchange, figures, line, note_path
 from modelcall_assets.stages.report import Report, Tally, Watcher, last_line
 from modelcall_assets.stages.task import Task
 from modelcall_assets.storage.files import in_thread
@@ -101,12 +101,12 @@ async def watched(
             to.show(tally)
 
     async def listen() -> None:
-        taken = Wish()
+        taken = AS_WRITTEN
         while True:
             wish = await in_thread(exchange, lock, stage.spec.key, tally, taken)
             if wish != taken:
-                run.tune(wish.requests, wish.paused)
-                tally.began = time.monotonic(), tally.asked, tally.requests
+                run.tune(wish["requests"], wish["paused"])
+                tally.began = time.monotonic(), tally.called, tally.requests
                 log(f"tuned: {line(stage.name, figures(tally))}")
                 taken = wish
             await asyncio.sleep(EVERY_S)

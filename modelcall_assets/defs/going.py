@@ -19,6 +19,7 @@ from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
 from modelcall_assets.defs.chain import Chain
 from modelcall_assets.defs.instance import (
     GREEN,
+    HOST,
     IN_PROGRESS,
     RED,
     TASK_TAG,
@@ -27,9 +28,8 @@ from modelcall_assets.defs.instance import (
     tasks_of,
 )
 from modelcall_assets.defs.ledger import COMPLETE
-from modelcall_assets.defs.runs import PROCESS_TAG, end_dead_runs
+from modelcall_assets.defs.runs import PROCESS_TAG, end_dead_runs, is_held
 from modelcall_assets.stages import Stage
-from modelcall_assets.stages.live import HOST, is_held
 from modelcall_assets.stages.task import Task
 
 LOOK_EVERY_S = 0.2
@@ -78,6 +78,10 @@ class Going(NamedTuple):
     host: str
     end: Callable[[], object]
 
+    @property
+    def is_here(self) -> bool:
+        return self.host == HOST
+
 
 def going(instance: dg.DagsterInstance) -> Iterator[Going]:
     """Backfills, then runs, then the processes of this home."""
@@ -111,8 +115,8 @@ def stop(instance: dg.DagsterInstance, is_wanted: Callable[[str], bool]) -> list
     while is_left:
         is_left = False
         for each in (each for each in going(instance) if any(map(is_wanted, each.tasks))):
-            is_left |= each.host == HOST and each.state == "running"
-            if each[:2] not in seen and each.host == HOST:
+            is_left |= each.is_here and each.state == "running"
+            if each[:2] not in seen and each.is_here:
                 with suppress(ProcessLookupError):
                     each.end()  # once: a second signal would not wait for replies
             seen.setdefault(each[:2], each)

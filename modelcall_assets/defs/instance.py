@@ -8,6 +8,7 @@ results that a body yields, not on logged materialisations; these tags are the o
 
 import hashlib
 import os
+import socket
 import sqlite3
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -41,6 +42,7 @@ _LOCK, _WHOLE = ".home.lock", ".home.whole"
 _DATABASES = ("history/runs.db", "history/runs/index.db", "schedules/schedules.db")
 _OF_THE_SCHEMA = {"alembic_version", "secondary_indexes", "instance_info"}
 """Tables that tell of the database, not of runs."""
+HOST = socket.gethostname()
 TASK_TAG = "modelcall/task"
 """Of runs and backfills: the key of their task."""
 GREEN, IN_PROGRESS = AssetPartitionStatus.MATERIALIZED, AssetPartitionStatus.IN_PROGRESS

@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from threading import Event, Thread
 from uuid import uuid4
 
@@ -30,11 +31,11 @@ from sqlalchemy.exc import DatabaseError
 
 from modelcall_assets.config.spec import TaskSpec
 from modelcall_assets.defs.chain import Chain, StageOptions
-from modelcall_assets.defs.instance import TASK_TAG, lock_path, register, tasks_of, unusable
+from modelcall_assets.defs.instance import HOST, TASK_TAG, lock_path, register, tasks_of, unusable
 from modelcall_assets.defs.ledger import Ended, events_of
 from modelcall_assets.defs.logs import JOB_TAG, message_of
 from modelcall_assets.errors import ModelcallError, PublishedMeanwhile
-from modelcall_assets.stages.live import HOST, forget, is_held
+from modelcall_assets.stages.live import forget
 from modelcall_assets.stages.report import Tally, Watcher
 from modelcall_assets.stages.task import Task
 
@@ -130,11 +131,6 @@ def end_dead_runs(instance: dg.DagsterInstance) -> list[str]:
     return ended
 
 
-def ended_well(instance: dg.DagsterInstance, run_id: str) -> bool:
-    run = instance.get_run_by_id(run_id)
-    return run is not None and run.is_success
-
-
 def _is_dead(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
     """Only of runs on this machine that have told their process."""
     host, _, name = run.tags.get(PROCESS_TAG, "").rpartition("/")
@@ -147,6 +143,15 @@ def _is_dead(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
         return False
     forget(path)
     return True
+
+
+def is_held(lock: Path) -> bool:
+    with suppress(FileNotFoundError), lock.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def housekeeping_sensor(specs: Sequence[TaskSpec]) -> dg.SensorDefinition:

@@ -63,8 +63,8 @@ class Run:
 
     stop: Callable[[], None] = lambda: None
     """Ends it soon, with everything kept; what an open stage sets, and so with `tune`."""
-    tune: Callable[[int | None, bool], None] = lambda _most, _paused: None
-    """So many requests in flight from now on, if given; sends none while it is paused."""
+    tune: Callable[[int | None, bool], None] = lambda requests, paused: None
+    """So many requests in flight from now on, if given; none is sent while it is paused."""
 
 
 Work = Callable[[str], Awaitable[Report]]

@@ -2,14 +2,12 @@
 `<home>/processes/<run>`; beside that lie a note of each stage at work, written about once a second,
 and what people want of the run."""
 
-import fcntl
 import os
 import socket
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +16,17 @@ import orjson
 from modelcall_assets.stages.report import Tally, by_count
 
 EVERY_S = 1.0
-HOST = socket.gethostname()
-
-
-@dataclass(frozen=True)
-class Wish:
-    """`requests` in flight at most; None: as many as the files say."""
-
-    requests: int | None = None
-    paused: bool = False
+Wish = Mapping[str, Any]
+AS_WRITTEN: Wish = {"requests": None, "paused": False}
+"""As the task's files say: so many requests in flight at most, and some are sent."""
 
 
 def exchange(lock: Path, task: str, tally: Tally, taken: Wish) -> Wish:
     """Leave the note of a stage, with the wish that was taken; gives the latest one."""
-    about = {"task": task, "run_id": lock.name, "pid": os.getpid(), "host": HOST}
+    about = {"task": task, "run_id": lock.name, "pid": os.getpid(), "host": socket.gethostname()}
     about |= {"stage": tally.stage, "wish": taken}
     with suppress(OSError):  # of a disk that is full: the run need not know
-        write(note_path(lock, tally), about | figures(tally))
+        _write(note_path(lock, tally), about | figures(tally))
     return wish_of(lock)
 
 
@@ -48,24 +40,17 @@ def notes(home: Path) -> Iterator[dict[str, Any]]:
             yield orjson.loads(path.read_bytes())
 
 
-def wish_path(lock: Path) -> Path:
-    return lock.with_suffix(".wish")
-
-
 def wish_of(lock: Path) -> Wish:
     """The latest."""
     with suppress(FileNotFoundError):
-        return Wish(**orjson.loads(wish_path(lock).read_bytes()))
-    return Wish()
+        return orjson.loads(lock.with_suffix(".wish").read_bytes())
+    return AS_WRITTEN
 
 
-def is_held(lock: Path) -> bool:
-    with suppress(FileNotFoundError), lock.open() as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
+def want(lock: Path, **changes: Any) -> None:
+    """None changes nothing."""
+    changes = {name: value for name, value in changes.items() if value is not None}
+    _write(lock.with_suffix(".wish"), {**wish_of(lock), **changes})
 
 
 def forget(lock: Path) -> None:
@@ -74,7 +59,7 @@ def forget(lock: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def write(path: Path, content: Any) -> None:
+def _write(path: Path, content: Any) -> None:
     """Whole or not at all; a power cut may take it."""
     partial = path.with_suffix(".part")
     partial.write_bytes(orjson.dumps(content))
@@ -83,9 +68,9 @@ def write(path: Path, content: Any) -> None:
 
 def figures(tally: Tally) -> dict[str, Any]:
     """As JSON has them; from any thread."""
-    began, asked, sent = tally.began
-    seconds = max(time.monotonic() - began, 1e-3)
-    rate, left = (tally.asked - asked) / seconds, tally.rows - tally.done
+    began, called, sent = tally.began
+    seconds, left = max(time.monotonic() - began, 1e-3), tally.rows - tally.done
+    rate = max(0.0, (tally.called - called) / seconds)
     names = "rows", "done", "ok", "failed", "reasons", "replayed"
     found = {name: getattr(tally, name) for name in names} | {"rate": rate}
     found["seconds_left"] = left / rate if rate > 0 and left > 0 else None

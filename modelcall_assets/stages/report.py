@@ -37,7 +37,7 @@ class Tally:
     cost_usd: float | None = 0.0
     reasons: Counter[str] = field(default_factory=Counter[str])
     began: tuple[float, int, int] = field(default_factory=lambda: (time.monotonic(), 0, 0))
-    """When, and what was asked and sent by then, since which the rates are."""
+    """When the rates begin, with what was called and sent by then."""
     warnings: list[str] = field(default_factory=list[str])
     """What the user has to know of the files."""
     engine: Engine | None = None
@@ -60,8 +60,8 @@ class Tally:
         return self.ok + self.failed
 
     @property
-    def asked(self) -> int:
-        return max(0, self.done - self.replayed)
+    def called(self) -> int:
+        return self.done - self.replayed
 
 
 @dataclass(frozen=True)
