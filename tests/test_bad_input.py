@@ -458,7 +458,7 @@ class TestSetUp:
     ) -> None:
         mistake.prepare(project, monkeypatch)
         before = sorted((project.root / "data").rglob("*"))
-        for arguments, code in (("check",), mistake.check_code), (("run-task", TASK), 2):
+        for arguments, code in (("check", TASK), mistake.check_code), (("run-task", TASK), 2):
             ended = project.run(*arguments)
             assert ended.code == code, ended
             for part in mistake.told:
@@ -474,7 +474,7 @@ class TestSetUp:
             pytest.skip("this user may write anywhere")
         project.write_task({"data": {"output_folder": "./locked/scores"}})
         told = f"{TASK}:data.output_folder: cannot be written to; found {folder}; choose another"
-        for arguments, code in (("check",), 0), (("run-task", TASK), 2):
+        for arguments, code in (("check", TASK), 0), (("run-task", TASK), 2):
             ended = project.run(*arguments)
             assert ended.code == code, ended
             assert told in ended.told

@@ -180,7 +180,7 @@ class TestStyles:
              "conversations[0]: expected an object with `from` and `value`, have 'from'"),
             ("sharegpt", {"conversations": [{"role": "user", "content": "x"}]},
              "conversations[0]: expected an object with `from` and `value`, "
-             "found 'role', 'content'"),
+             "have 'role', 'content'"),
             ("sharegpt", {"conversations": [{}]},
              "conversations[0]: expected an object with `from` and `value`, have no keys"),
             ("sharegpt", conversation(("human", "h"), (5, "g")),  # type: ignore[arg-type]
