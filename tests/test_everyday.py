@@ -191,7 +191,7 @@ def test_what_is_queued_is_cancelled(project: Project) -> None:
     project.instance.create_run_for_job(job, tags=tags)
     assert rows(project, "tasks")[0]["state"] == "queued"
     ended = project.run("stop", "rate")
-    assert ended.code == 0 and "rate: few: stopped" in ended.out, ended
+    assert ended.code == 0 and "rate: backfill few: stopped" in ended.out, ended
     assert project.instance.get_runs()[0].status == dg.DagsterRunStatus.CANCELED
     assert project.instance.get_backfill("few").status == BulkActionStatus.CANCELING
     assert project.run("stop", "rate").out == "nothing to stop\n"

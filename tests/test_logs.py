@@ -58,7 +58,7 @@ def test_the_last_run_is_told_file_by_file(project: Project) -> None:
 def test_why_a_run_is_red_stands_last(project: Project) -> None:
     project.write_input(A, [*some_rows(2), b"{torn", b"[2]"])
     assert project.run("run-task", TASK).code == 1
-    assert f"ERROR | Job0 | 1 of 3 files failed: {A}: {FAILED}" in told(project)[-1]
+    assert f"ERROR | Job0 | {A}: {FAILED}" in told(project)[-1]
     assert told(project, "--limit", "1") == told(project)[-1:]
     [last] = project.run("logs", "--task", TASK, "--limit", "1", "--json").out.splitlines()
     row = orjson.loads(last)
@@ -91,7 +91,7 @@ def test_a_task_that_asks_for_a_file_gets_what_the_command_shows(project: Projec
     assert project.run("run-task", TASK).code == 0
     [(name, lines)] = written(project).items()
     assert re.fullmatch(r"rate_\d{8}_\d{6}\.log", name)
-    assert lines == told(project)
+    assert sorted(lines) == sorted(told(project))
     assert (project.root / "logs/rate" / name).is_file()
 
 

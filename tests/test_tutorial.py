@@ -70,7 +70,7 @@ def _look_at_the_ui(project: Path, env: dict[str, str]) -> None:
     with (project / "ui.log").open("wb") as log:
         ui = subprocess.Popen(["bash", "-c", typed], cwd=project, env=env, stdout=log, stderr=log)
     try:
-        address = f"http://localhost:{port}"
+        address = f"http://127.0.0.1:{port}"
         until(lambda: address in (project / "ui.log").read_text(), 120, 0.25)
         with urlopen(address) as page:
             assert b"Dagster" in page.read()
