@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import orjson
 import pytest
 from dagster._core.execution.backfill import BulkActionStatus, PartitionBackfill
+from dev import Dev
 from project import RED, TASK, A, B, C, Project, Row, some_rows, until
 
 from modelcall_assets.defs.instance import TASK_TAG, register
+from modelcall_assets.defs.logs import JOB_TAG
 from modelcall_assets.defs.runs import PROCESS_TAG
 from modelcall_assets.rehearsal import Faults, RehearsalServer
 
+ROOT = Path(__file__).parent.parent
 NAMES = ("rate", "configs/tasks/rate.yaml")
 
 
@@ -161,22 +168,76 @@ class TestStop:
         assert run.status == dg.DagsterRunStatus.STARTED
 
 
-def test_a_detached_run_is_seen_and_stopped_as_any_other(
-    project: Project, server: RehearsalServer
-) -> None:
-    project.write_input(A, some_rows(400))
-    server.set_faults(Faults(latency_ms=200))
-    with project.start("run-task", "rate", "--detach", "--file", A) as starter:
-        out, err = starter.communicate(timeout=60)
-    assert starter.returncode == 0 and "modelcall stop rate" in out, out + err
-    until(lambda: server.stats()["answered"] >= 8)
-    assert rows(project, "tasks")[0]["state"] == "running"
-    until(lambda: rows(project, "status", "rate")[1]["running"] == 1)
-    assert "stopped" in project.run("stop", "rate").out
-    server.set_faults(Faults())
-    assert project.run("run-task", "rate").code == 0
-    stats = server.stats()
-    assert (stats["requests"], stats["repeated_ok"], stats["abandoned"]) == (408, 0, 0)
+@pytest.fixture
+def dev(project: Project, server: RehearsalServer) -> Iterator[Dev]:
+    shutil.copy(ROOT / "workspace.yaml", project.root)
+    shutil.copy(ROOT / "dagster_home/dagster.yaml", project.root / "dagster_home")
+    running = Dev(project.root, server.base_url)
+    running.start()
+    yield running
+    running.kill()
+
+
+class TestDetached:
+    @pytest.mark.slow
+    def test_a_run_of_the_daemon_is_seen_and_stopped_as_any_other(
+        self, project: Project, server: RehearsalServer, dev: Dev
+    ) -> None:
+        project.write_input(A, some_rows(400))
+        server.set_faults(Faults(latency_ms=200))
+        asked_at = time.monotonic()
+        ended = project.run("run-task", "rate", "--detach", "--file", A)
+        assert ended.code == 0 and "modelcall stop rate" in ended.out, ended
+        assert "no daemon" not in ended.out
+        until(lambda: server.stats()["answered"] >= 8)
+        print("FIRST", time.monotonic() - asked_at)
+        (run,) = project.instance.get_runs()
+        assert run.run_id in ended.out and run.job_name == "run_rate"
+        assert rows(project, "tasks")[0]["state"] == "running"
+        (seen,) = rows(project, "monitor", "rate", "--once")
+        assert (seen["run_id"], seen["stage"], seen["rows"]) == (run.run_id, "scores", 400)
+        until(lambda: rows(project, "status", "rate")[1]["running"] == 1)
+        ended = project.run("stop", "rate")
+        assert "stopped" in ended.out, ended
+        (run,) = project.instance.get_runs()
+        assert run.status == dg.DagsterRunStatus.CANCELED
+        server.set_faults(Faults())
+        assert project.run("run-task", "rate", "--detach").code == 0
+        until(lambda: project.instance.get_runs()[0].is_success, every=0.25)
+        (raw, scores) = rows(project, "status", "rate")
+        assert (raw["done"], scores["done"], scores["ok"]) == (3, 3, 408)
+        stats = server.stats()
+        assert (stats["requests"], stats["repeated_ok"], stats["abandoned"]) == (408, 0, 0)
+        logged = project.instance.all_logs(project.instance.get_runs()[0].run_id)
+        assert any(entry.message.startswith("scores: ") for entry in logged)
+
+    def test_without_a_daemon_it_is_queued(self, project: Project, server: RehearsalServer) -> None:
+        ended = project.run("run-task", "rate", "--detach", "--job-index", "1", "--world-size", "3")
+        assert ended.code == 0 and "no daemon runs" in ended.out, ended
+        (run,) = project.instance.get_runs()
+        assert run.status == dg.DagsterRunStatus.QUEUED and run.tags[JOB_TAG] == "1/3"
+        assert rows(project, "tasks")[0]["state"] == "queued"
+        assert "stopped" in project.run("stop", "rate").out
+        (run,) = project.instance.get_runs()
+        assert run.status == dg.DagsterRunStatus.CANCELED and server.stats()["requests"] == 0
+        ended = project.run("run-task", "rate", "--detach", "--file", "absent/*")
+        assert ended.code == 2 and "--file" in ended.err, ended
+
+    def test_the_job_takes_its_share_by_the_rule_of_the_command(
+        self, project: Project, server: RehearsalServer
+    ) -> None:
+        job = project.definitions().resolve_job_def("run_rate")
+        config = {"ops": {"rate_all_stages": {"config": {"pattern": "*.jsonl"}}}}
+
+        def made(**options: Any) -> list[int]:
+            assert job.execute_in_process(instance=project.instance, **options).success
+            return [row["done"] for row in rows(project, "status", "rate")]
+
+        assert made(tags={JOB_TAG: "0/3"}) == [1, 1]
+        assert made(run_config=config) == [2, 2]
+        assert made() == [3, 3] and server.stats()["requests"] == 12
+        config["ops"]["rate_all_stages"]["config"] = {"fresh": True}
+        assert made(run_config=config) == [3, 3] and server.stats()["requests"] == 24
 
 
 def test_what_is_queued_is_cancelled(project: Project) -> None:

@@ -1,12 +1,10 @@
 """`modelcall run-task` and `retry`: make what is missing, and ask again."""
 
 import gc
-import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from contextlib import closing
 from dataclasses import replace
-from math import ceil
 from shlex import quote
 from typing import Any
 
@@ -33,8 +31,7 @@ from modelcall_assets.stages.agreement import LEFT_OUT
 from modelcall_assets.stages.asking import AskingStage
 from modelcall_assets.stages.source import Published
 from modelcall_assets.stages.standing import MAKE_ANEW, Retry, Wanted, out_of_date
-from modelcall_assets.stages.task import Task
-from modelcall_assets.storage.listing import matches
+from modelcall_assets.stages.task import Task, share_of
 from modelcall_assets.storage.publishing import Manifest
 
 SHOWN_IDS = 5
@@ -48,7 +45,7 @@ SHOWN_IDS = 5
     is_flag=True,
     help="Ask for all rows again; what comes replaces what was there, failures too.",
 )
-@click.option("--detach", is_flag=True, help="Return at once; a process of its own runs it.")
+@click.option("--detach", is_flag=True, help="Return at once; `modelcall ui` runs it.")
 @click.option("--job-index", type=click.IntRange(0), help="Which of those jobs this is, from 0.")
 @click.option("--world-size", type=click.IntRange(1), help="Jobs that share the files.")
 def run_task(
@@ -69,38 +66,17 @@ def run_task(
       modelcall run-task my_task.yaml --file 'python/*.jsonl'
       modelcall run-task my_task.yaml --job-index 0 --world-size 4   (one of four machines)
     """
-    if detach:
-        _detach(task)
-        return
     job, size = _job(task, job_index, world_size)
-    options = {stage.name: {"fresh": True} for stage in task.stages if stage.answers and fresh}
-    code = 0 if fresh or pattern or size > 1 else _go_on(task)
+    later = {"fresh": fresh, "pattern": pattern} if detach else None
+    code = 0 if fresh or pattern or size > 1 or detach else _go_on(task)
 
     def choose(keys: Sequence[str]) -> list[str]:
-        """This job's share of the files, by the rule ceil(files / jobs) each, then the pattern."""
-        share = ceil(len(keys) / size)
-        own = {*keys[job * share : (job + 1) * share]}
-        matching = [key for key in keys if pattern is None or matches(decode_key(key), pattern)]
-        if pattern is not None and not matching:
+        if pattern is not None and not share_of(keys, pattern, 0, 1):
             wrong = f"no input file under {task.spec.input_folder} matches '{pattern}'"
             raise misuse("--file", wrong)
-        return [key for key in matching if key in own]
+        return share_of(keys, pattern, job, size)
 
-    sys.exit(_run_files(task, choose, options, job=f"{job}/{size}") or code)
-
-
-def _detach(task: Task) -> None:
-    """The same command in a process of its own, which outlives the terminal."""
-    task.check_ready()
-    path, name = task.layout.scratch / task.spec.key / "detached.log", quote(task.spec.name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    main = (sys.executable, "-c", "from modelcall_assets.cli.main import main; main()")
-    command = [*main, *(each for each in sys.argv[1:] if each != "--detach")]
-    with path.open("ab") as log:
-        options = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
-        job = subprocess.Popen(command, start_new_session=True, **options)
-    echo(f"{task.spec.name}: process {job.pid}; what it says is in {path}")
-    echo(f"follow it: modelcall monitor {name}, end it: modelcall stop {name}")
+    sys.exit(_run_files(task, choose, task.anew(fresh), job=f"{job}/{size}", later=later) or code)
 
 
 def _job(task: Task, index: int | None, asked: int | None) -> tuple[int, int]:
@@ -132,15 +108,17 @@ def _run_files(
     options: Mapping[str, Mapping[str, Any]],
     files: Set[str] | None = None,
     job: str = "0/1",
+    later: Mapping[str, Any] | None = None,
 ) -> int:
     """Make what `choose` takes of the keys of all input files, and tell how it ended; gives
-    the exit code. `options`, `files` and `job` are for `TaskRunner`."""
+    the exit code. `options`, `files` and `job` are for `TaskRunner`; with `later`, the options of a
+    task's job, the daemon makes it."""
     # Dagster takes most of a second to import: `--help` and set-up mistakes need not wait for it.
     # Nothing of that is garbage, and to look for some would take a fifth longer.
     if is_new := "dagster" not in sys.modules:
         gc.disable()
     from modelcall_assets.defs.instance import open_instance, register
-    from modelcall_assets.defs.runs import TaskRunner
+    from modelcall_assets.defs.runs import JobOptions, TaskRunner, has_daemon, queue
 
     if is_new:
         gc.freeze()
@@ -150,6 +128,12 @@ def _run_files(
         keys = choose(register(instance, task).keys)
         if not keys and not any(stage.gathers and stage.keys.now() for stage in task.stages):
             echo(f"{task.spec.name}: no input files to work on")
+            return 0
+        if later is not None:
+            name, run_id = quote(task.spec.name), queue(instance, task, JobOptions(**later), job)
+            echo(f"queued as {run_id}: modelcall monitor {name}, modelcall stop {name}")
+            if not has_daemon(instance):
+                echo("no daemon runs: it begins when `modelcall ui` does")
             return 0
         before = 0 if files is None else _failed(task, options, files)
         with closing(RunDisplay()) as display:

@@ -15,16 +15,17 @@ from modelcall_assets.config.catalog import (
     load_linked,
 )
 from modelcall_assets.defs.assets import model_resources, task_assets
-from modelcall_assets.defs.runs import housekeeping_sensor, locked_executor
+from modelcall_assets.defs.runs import housekeeping_sensor, locked_executor, task_job
 from modelcall_assets.defs.sensors import task_sensors
 from modelcall_assets.errors import Problem, SetupError
 from modelcall_assets.stages.task import Task
 
 
 def definitions_of(path: Path | str) -> dg.Definitions:
-    """Of a project's folder, or of one of its task files: assets, sensors, model resources and the
-    executor, for a code location of your own. A broken file of a folder becomes an asset that says
-    what is wrong; one that was asked for is a SetupError, and so is a path in no project."""
+    """Of a project's folder, or of one of its task files: assets, jobs, sensors, model resources
+    and the executor, for a code location of your own. A broken file of a folder becomes an asset
+    that says what is wrong; one that was asked for is a SetupError, and so is a path in no
+    project."""
     path, root = Path(path).resolve(), find_root(Path(path))
     if path.is_dir():
         return project_definitions(load_catalog(root))
@@ -55,6 +56,7 @@ def project_definitions(catalog: Catalog) -> dg.Definitions:
     sensors.append(housekeeping_sensor([task.spec for task in tasks]))
     return dg.Definitions(
         assets=assets,
+        jobs=[*map(task_job, tasks)],
         sensors=sensors,
         resources=model_resources(tasks),
         executor=locked_executor,

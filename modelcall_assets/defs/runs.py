@@ -5,9 +5,11 @@ stay "started" for ever, keep their pool slots, and hold up every later run of t
 Every process that runs assets holds a file lock for its lifetime, called by its run; the lock goes
 with it, however it ends, so a run whose lock can be taken is dead.
 
-`TaskRunner` is `run-task` and `retry`: one run for all files that are due (`defs.chain`).
+`task_job` is one run for all files that are due (`defs.chain`): `TaskRunner`, which is `run-task` and
+`retry`, has it run in this process, `queue` by the daemon.
 """
 
+import asyncio
 import atexit
 import fcntl
 import json
@@ -27,20 +29,24 @@ from dagster._core.execution.plan.objects import StepFailureData
 from dagster._core.execution.plan.plan import ExecutionPlan
 from dagster._core.execution.retries import RetryMode
 from dagster._core.executor.in_process import InProcessExecutor
+from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteRepositoryOrigin
+from pydantic import Field
 from sqlalchemy.exc import DatabaseError
 
 from modelcall_assets.config.spec import TaskSpec
+from modelcall_assets.defs.assets import failure
 from modelcall_assets.defs.chain import Chain, StageOptions
 from modelcall_assets.defs.instance import HOST, TASK_TAG, lock_path, register, tasks_of, unusable
 from modelcall_assets.defs.ledger import Ended, events_of
-from modelcall_assets.defs.logs import JOB_TAG, message_of
+from modelcall_assets.defs.logs import JOB_TAG, job_of, message_of
 from modelcall_assets.errors import ModelcallError, PublishedMeanwhile
 from modelcall_assets.stages.live import forget
 from modelcall_assets.stages.report import Tally, Watcher
-from modelcall_assets.stages.task import Task
+from modelcall_assets.stages.task import Task, share_of
 
 PROCESS_TAG = "modelcall/process"
 LOOK_EVERY_S = 5.0
+BEATS_WITHIN_S = 60.0
 OVERVIEWS_EVERY_S = 60.0
 _UNFINISHED = [
     dg.DagsterRunStatus.NOT_STARTED,
@@ -216,6 +222,56 @@ def note_overviews(instance: dg.DagsterInstance, task: Task) -> list[str]:
     return noted
 
 
+class JobOptions(dg.Config):
+    """Of a task's job in the launchpad; its tag `modelcall/job` says which of how many it is."""
+
+    fresh: bool = Field(False, description="Ask for all rows again.")
+    pattern: str | None = Field(None, description="Only such input files, as in `python/*.jsonl`.")
+
+
+def task_job(task: Task, chain: Chain | None = None) -> dg.JobDefinition:
+    """Makes what is due, of all files or of the chain's."""
+
+    def chosen(instance: dg.DagsterInstance, run: dg.DagsterRun, config: JobOptions) -> Chain:
+        keys = share_of(register(instance, task).keys, config.pattern, *job_of(run))
+        return Chain(task, instance, keys, task.anew(config.fresh), None, None)
+
+    @dg.op(name=f"{task.spec.key}_all_stages", pool=task.spec.key)  # unlike any other's, or asset's
+    async def body(context: dg.OpExecutionContext, config: JobOptions) -> None:
+        try:
+            work = chain or await asyncio.to_thread(chosen, context.instance, context.run, config)
+        except ModelcallError as error:
+            raise failure(str(error)) from None
+        await work.run(context)
+
+    tags = {TASK_TAG: task.spec.key}
+
+    @dg.job(name=f"run_{task.spec.key}", tags=tags, executor_def=locked_executor)
+    def job() -> None:
+        body()
+
+    return job
+
+
+def queue(instance: dg.DagsterInstance, task: Task, options: JobOptions, job: str) -> str:
+    """Have the daemon run the task's job; gives the run's id."""
+    made = task_job(task)
+    repository = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("modelcall"), "__repository__")
+    run = instance.create_run_for_job(
+        made,
+        run_config={"ops": {made.nodes[0].name: {"config": options.model_dump()}}},
+        tags={**made.tags, JOB_TAG: job},
+        remote_job_origin=repository.get_job_origin(made.name),
+    )
+    instance.report_dagster_event(DagsterEvent.job_enqueue(run), run.run_id)
+    return run.run_id
+
+
+def has_daemon(instance: dg.DagsterInstance) -> bool:
+    beats = (each.timestamp for each in instance.get_daemon_heartbeats().values())
+    return time.time() - max(beats, default=0.0) < BEATS_WITHIN_S
+
+
 @dataclass
 class RunSummary:
     """`ran` counts partitions per stage; `failed` has the message of each run that went wrong;
@@ -248,20 +304,11 @@ class TaskRunner:
         says so. A stage with `options` makes all of its partitions anew, or just these `files`."""
         task = self.task
         chain = Chain(task, self.instance, keys, options or {}, files, self.watcher)
-
-        @dg.op(name="all_stages", pool=task.spec.key)
-        async def body(context: dg.OpExecutionContext) -> None:
-            await chain.run(context)
-
-        @dg.job(name=f"run_{task.spec.key}", executor_def=dg.in_process_executor)
-        def job() -> None:
-            body()
-
         summary, run_id = RunSummary(chain.ran, [], chain.busy, chain.behind), str(uuid4())
         process = process_lock(self.instance, task.spec.key, run_id)
         with process as tags, dead_runs_ended(self.instance):
             if not chain.is_idle():
-                summary.failed += self._execute(job, run_id, tags)
+                summary.failed += self._execute(task_job(task, chain), run_id, tags)
             try:
                 note_overviews(self.instance, task)
             except PublishedMeanwhile:

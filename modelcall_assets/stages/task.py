@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
+from math import ceil
 from pathlib import Path
 from typing import TypeVar
 
@@ -29,6 +30,7 @@ from modelcall_assets.stages.raw import Raw, Split
 from modelcall_assets.stages.responses import Responses
 from modelcall_assets.stages.scores import ScorerScores, Scores
 from modelcall_assets.stages.summary import Summary
+from modelcall_assets.storage.listing import matches
 from modelcall_assets.storage.places import Place, Stores
 
 MOST_NAME_BYTES = 250
@@ -308,6 +310,10 @@ class Task:
         for stage in self.stages:
             stage.check_ready()
 
+    def anew(self, fresh: bool) -> dict[str, dict[str, bool]]:
+        """Run options by stage: all rows are asked for again, or none."""
+        return {stage.name: {"fresh": True} for stage in self.stages if stage.answers and fresh}
+
     @cached_property
     def _file_keys(self) -> Keys:
         own = Keys(
@@ -326,3 +332,10 @@ class Task:
         keys = [encode_key(group.output_file) for group in self.spec.groups]
         name = f"{self.spec.key}/groups"
         return Keys(name, self, lambda: [*keys], lambda: {*keys}, of_groups=True)
+
+
+def share_of(keys: Sequence[str], pattern: str | None, job: int, jobs: int) -> list[str]:
+    """Of all files a job's, by the rule ceil(files / jobs) each, that match."""
+    share = ceil(len(keys) / jobs)
+    own = keys[job * share : (job + 1) * share]
+    return [key for key in own if pattern is None or matches(decode_key(key), pattern)]
