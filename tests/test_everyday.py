@@ -190,7 +190,6 @@ class TestDetached:
         assert ended.code == 0 and "modelcall stop rate" in ended.out, ended
         assert "no daemon" not in ended.out
         until(lambda: server.stats()["answered"] >= 8)
-        print("FIRST", time.monotonic() - asked_at)
         (run,) = project.instance.get_runs()
         assert run.run_id in ended.out and run.job_name == "run_rate"
         assert rows(project, "tasks")[0]["state"] == "running"

@@ -13,7 +13,7 @@ from dagster._core.execution.plan.objects import StepFailureData
 
 from modelcall_assets.config.places import shown_path
 from modelcall_assets.config.spec import TaskSpec
-from modelcall_assets.defs.instance import asset_key
+from modelcall_assets.defs.instance import asset_key, tasks_of
 from modelcall_assets.errors import StoreError
 from modelcall_assets.records import decode_key
 from modelcall_assets.records.outcome import Row
@@ -155,9 +155,7 @@ def runs_of(
     """The last ones, the newest first."""
     by_key = {spec.key: spec for spec in specs}
     for record in instance.get_run_records(limit=_RUNS):
-        run = record.dagster_run
-        assets = {asset.path[0] for asset in run.asset_selection or ()}
-        for key in by_key.keys() & (assets or {run.job_name.removeprefix("run_")}):
+        for key in by_key.keys() & tasks_of(record.dagster_run):
             yield by_key[key], record
 
 

@@ -5,8 +5,8 @@ stay "started" for ever, keep their pool slots, and hold up every later run of t
 Every process that runs assets holds a file lock for its lifetime, called by its run; the lock goes
 with it, however it ends, so a run whose lock can be taken is dead.
 
-`task_job` is one run for all files that are due (`defs.chain`): `TaskRunner`, which is `run-task` and
-`retry`, has it run in this process, `queue` by the daemon.
+`task_job` is one run for all files that are due (`defs.chain`): `TaskRunner`, which is `run-task`
+and `retry`, has it run in this process, `queue` by the daemon.
 """
 
 import asyncio
