@@ -15,7 +15,7 @@ import orjson
 import pytest
 from dagster._core.execution.backfill import BulkActionStatus, PartitionBackfill
 from dev import Dev
-from project import RED, TASK, A, B, C, Project, Row, some_rows, until
+from project import RED, A, B, C, Project, Row, some_rows, until
 
 from modelcall_assets.defs.instance import TASK_TAG, register
 from modelcall_assets.defs.logs import JOB_TAG
@@ -74,7 +74,7 @@ class TestTasks:
     def test_lists_them_with_what_is_done(self, project: Project, server: RehearsalServer) -> None:
         project.task_file.with_name("torn.yaml").write_text("task_name: [")
         new, torn = rows(project, "tasks")
-        expected = {"task": "rate", "file": TASK, "type": "data_scoring"}
+        expected = {"task": "rate", "file": "rate.yaml", "it": "rates"}
         assert new == {**expected, "files": 0, "done": 0, "failed": 0, "state": "never run"}
         assert (torn["task"], torn["files"]) == ("torn", None) and "broken" in torn["state"]
         assert project.run("run-task", "rate", "--file", A).code == 0
@@ -185,7 +185,6 @@ class TestDetached:
     ) -> None:
         project.write_input(A, some_rows(400))
         server.set_faults(Faults(latency_ms=200))
-        asked_at = time.monotonic()
         ended = project.run("run-task", "rate", "--detach", "--file", A)
         assert ended.code == 0 and "modelcall stop rate" in ended.out, ended
         assert "no daemon" not in ended.out

@@ -110,7 +110,8 @@ def create_task(name: str, output: Path | None, force: bool, **given: str | None
     values["model"] = model = _answer(given, "model", "configs/models/rehearsal.yaml")
     template = Template((NEW_TASK / f"{kind}.yaml").read_text("utf-8"))
     as_yaml = {field: _dumped(value) for field, value in values.items()}
-    files[path] = template.substitute(as_yaml, name=name, home=home)
+    text = template.substitute(as_yaml, name=name, home=home)
+    files[path] = re.sub(r"^( *[^\s#].*?) +# ", _aligned, text, flags=re.M)
     for file, text in files.items():
         write_bytes(file, text.encode())
         echo(f"made {shown_path(file, root)}")
@@ -201,6 +202,10 @@ def _data_set(text: str | None, rows: Sequence[Row]) -> dict[str, Any]:
             return {"format_style": style, "column_mapping": mapping}
     option, fix = "--text" if text else "--input", f"name a column with --text, or see {SHAPES}"
     raise misuse(option, "neither conversations nor questions", have=", ".join(names), fix=fix)
+
+
+def _aligned(line: re.Match[str]) -> str:
+    return f"{line[1]:<38} # "
 
 
 def _dumped(value: Any) -> str:

@@ -24,6 +24,7 @@ from modelcall_assets.records.outcome import (
     Reason,
     Row,
     bad_line,
+    count_of,
     short,
 )
 from modelcall_assets.stages import Stage
@@ -229,7 +230,7 @@ class Planner:
         for told, rows in left_out.most_common(SHOWN_FILES):
             first, *more = dict.fromkeys(each.file for each in plans if told in each.left_out)
             of = f"{first} and {len(more):,} more" if more else first
-            yield f"about {rows:,} rows of {of} {told}"
+            yield f"about {count_of(rows, 'row')} of {of} {told}"
         if (retry := Retry.killed(self.task)) is not None:
             yield f"first: what a retry of {len(retry.files):,} files that was interrupted has left"
         for step in self.task.stages:

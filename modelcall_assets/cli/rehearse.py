@@ -182,13 +182,16 @@ def trial(task: Task, pattern: str | None, rows: int, model: Path | None, full: 
         raise misuse("--model", "the task has a scorer")
     else:
         tried = _rated(stage, pattern, rows)
-    number, failed = 0, Counter[str]()
+    number, failed, before = 0, Counter[str](), list[tuple[str, str]]()
     for number, (said, outcome) in enumerate(tried, start=1):
         echo(f"── row {number} ──", bold=True)
         for who, text in said:
+            if who == "system" and (who, text) in before:
+                continue  # as in the row before
             echo(f"{who}:", fg="cyan")
             more = 0 if full else len(text) - SHOWN
             echo(text if more <= 0 else f"{text[:SHOWN]}\n… {more:,} characters more: --full")
+        before = said
         if isinstance(outcome, Failure):
             failed[outcome.reason] += 1
             echo(f"error: {outcome.reason}: {outcome.detail}", fg="red")

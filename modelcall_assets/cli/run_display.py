@@ -81,7 +81,7 @@ class RunDisplay:
         """The whole selection's state, and what the run that was shown did for it."""
         *before, last = (stage for stage in task.stages if stage.done)
         results = Results(task)
-        latest = {stage.name: _latest(results, stage, keys) for stage in task.stages}
+        latest = {stage.name: results.latest(stage, keys) for stage in task.stages}
         yield _totals(last, latest[last.name], ended.behind)
         yield from _figures(latest[last.name])
         for stage in (*before, last):
@@ -126,16 +126,6 @@ class RunDisplay:
     def _show(self, tally: Tally) -> None:
         self.tallies[tally.stage] = tally
         self._bars.show(tally.stage, figures(tally))
-
-
-def _latest(results: Results, stage: Stage, keys: Sequence[str]) -> dict[str, Row | None]:
-    """The latest results, accepted or not, of the selected keys of the first stage, or of all the
-    stage has where these are others."""
-    has_others, rows = stage.keys is not stage.task.stages[0].keys, results.rows
-    return {
-        key: rows.get((stage.name, key, False)) or rows.get((stage.name, key, True))
-        for key in (stage.keys.now() if has_others else keys)
-    }
 
 
 def _details(stage: Stage, found: Mapping[str, Row | None]) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -14,11 +14,12 @@ from modelcall_assets.config.files import written_name
 from modelcall_assets.errors import SetupError
 from modelcall_assets.records import decode_key
 from modelcall_assets.records.outcome import Row
-from modelcall_assets.stages.summary import Summary
 from modelcall_assets.stages.task import Task
 
 SHOWN = 20
 COUNTED = "files", "done", "failed"
+ALWAYS = "step", "files", "done", "rows", "ok"
+DOES = {"evaluation": "evaluates", "data_distillation": "distils"}
 
 
 @click.command()
@@ -69,13 +70,18 @@ def _tasks() -> list[Row]:
                 counts = [by_stage[-1].total(), by_stage[-1]["done"], failed]
             except SetupError as error:  # as a scorer that cannot be imported
                 state = f"broken: {error}"
-            row = {"task": spec.name, "file": spec.file_name, "type": spec.task.task_type}
+            row = {"task": spec.name, "file": _short(spec.file_name)}
+            row["it"] = DOES.get(spec.task.task_type, "rates")
             rows.append(row | dict(zip(COUNTED, counts, strict=True)) | {"state": state})
     for each in catalog.broken:
-        row = {"task": written_name(each.path), "file": each.file_name, "type": None}
+        row = {"task": written_name(each.path), "file": _short(each.file_name), "it": None}
         state = "broken: `modelcall check` says why"
         rows.append(row | dict.fromkeys(COUNTED) | {"state": state})
     return rows
+
+
+def _short(file: str) -> str:
+    return file.removeprefix("configs/tasks/")
 
 
 def _show(task: Task, as_json: bool) -> None:
@@ -83,23 +89,26 @@ def _show(task: Task, as_json: bool) -> None:
     from modelcall_assets.defs.going import OLD, STATES, states_of, why_failed
     from modelcall_assets.defs.instance import open_instance
 
-    overview, rows, why = task.overviews[0], list[Row](), list[str]()
-    assert isinstance(overview, Summary)
-    made = {row["stage"]: row for row in overview.summed()[0].tables["stages"]}
+    rows, why = list[Row](), list[str]()
     with open_instance(task.spec.root) as instance:
         chain = Chain(task, instance, (), {}, None, None)
         for stage in task.stages:
-            states, of = states_of(chain, stage), made[stage.name]
+            states = states_of(chain, stage)
+            of = [row for row in chain.results.latest(stage, [*states]).values() if row]
             row: Row = {"step": stage.name, "files": len(states)}
             row |= {state: [*states.values()].count(state) for state in (*STATES.values(), OLD)}
-            row |= {"rows": of["rows"], "ok": of["ok"], "failed_rows": of["failed"]}
-            rows.append(row | {"dropped": of["dropped"], "cost_usd": of.get("cost_usd")})
+            names = {"rows": "rows", "ok": "ok", "failed": "failed_rows", "dropped": "dropped"}
+            row |= {told: sum(each[name] for each in of) for name, told in names.items()}
+            costs = [each["numbers"].get("cost_usd") for each in of]
+            rows.append(row | {"cost_usd": None if None in costs else sum(costs)})
             for key in [key for key, state in states.items() if state == "failed"][:SHOWN]:
                 told = why_failed(instance, stage, key)
                 why.append(f"{decode_key(key)}: {stage.name} failed: {told}")
-    print_rows(rows, as_json=as_json)
     if as_json:
+        print_rows(rows, as_json=True)
         return
+    told = [name for name in rows[0] if name in ALWAYS or any(row[name] for row in rows)]
+    print_rows([{name: row[name] for name in told} for row in rows])
     asks = ("failures", "retry") if why or any(row["failed_rows"] for row in rows) else ()
     is_due = any(row[state] for row in rows for state in ("failed", "missing", "out_of_date"))
     for command in (*("run-task",) * is_due, *asks):

@@ -234,6 +234,15 @@ class Results:
                 rows[each] = _row(each, manifest, file.version)
         return rows
 
+    def latest(self, stage: Stage, keys: Sequence[str]) -> dict[str, Row | None]:
+        """Accepted or not, of these keys of the first stage, or of all that the stage has where its
+        keys are others."""
+        has_others, rows = stage.keys is not self.task.stages[0].keys, self.rows
+        return {
+            key: rows.get((stage.name, key, False)) or rows.get((stage.name, key, True))
+            for key in (stage.keys.now() if has_others else keys)
+        }
+
     @cached_property
     def digest(self) -> str:
         """Changes with the manifests, the input files, what shapes rows, and other raters."""
