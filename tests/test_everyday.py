@@ -6,7 +6,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import orjson
 import pytest
 from dagster._core.execution.backfill import BulkActionStatus, PartitionBackfill
 from dev import Dev
-from project import RED, A, B, C, Project, Row, some_rows, until
+from project import QUIET, RED, A, B, C, Project, Row, some_rows, until
 
 from modelcall_assets.defs.instance import TASK_TAG, register
 from modelcall_assets.defs.logs import JOB_TAG
@@ -185,10 +185,12 @@ class TestDetached:
     ) -> None:
         project.write_input(A, some_rows(400))
         server.set_faults(Faults(latency_ms=200))
+
         ended = project.run("run-task", "rate", "--detach", "--file", A)
         assert ended.code == 0 and "modelcall stop rate" in ended.out, ended
         assert "no daemon" not in ended.out
         until(lambda: server.stats()["answered"] >= 8)
+
         (run,) = project.instance.get_runs()
         assert run.run_id in ended.out and run.job_name == "run_rate"
         assert rows(project, "tasks")[0]["state"] == "running"
@@ -225,17 +227,18 @@ class TestDetached:
         self, project: Project, server: RehearsalServer
     ) -> None:
         job = project.definitions().resolve_job_def("run_rate")
-        config = {"ops": {"rate_all_stages": {"config": {"pattern": "*.jsonl"}}}}
 
-        def made(**options: Any) -> list[int]:
-            assert job.execute_in_process(instance=project.instance, **options).success
+        def made(tags: Mapping[str, str] | None = None, **config: Any) -> list[int]:
+            chosen = QUIET | {"ops": {"rate_all_stages": {"config": config}}}
+            ran = job.execute_in_process(chosen, project.instance, tags=tags)
+            assert ran.success
             return [row["done"] for row in rows(project, "status", "rate")]
 
-        assert made(tags={JOB_TAG: "0/3"}) == [1, 1]
-        assert made(run_config=config) == [2, 2]
+        assert made({JOB_TAG: "0/3"}) == [1, 1]
+        assert made(pattern="*.jsonl") == [2, 2]
         assert made() == [3, 3] and server.stats()["requests"] == 12
-        config["ops"]["rate_all_stages"]["config"] = {"fresh": True}
-        assert made(run_config=config) == [3, 3] and server.stats()["requests"] == 24
+        assert made(options={"scores": {"fresh": True}}) == [3, 3]
+        assert server.stats()["requests"] == 24
 
 
 def test_what_is_queued_is_cancelled(project: Project) -> None:

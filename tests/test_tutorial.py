@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -33,9 +34,7 @@ def test_it_is_the_same_in_both_languages() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_its_commands_do_what_it_says(tmp_path: Path) -> None:
-    wheels = tmp_path / "wheels"
-    pip = (sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation")
-    subprocess.run([*pip, "-w", wheels, ROOT], check=True, capture_output=True)
+    wheels = _built(tmp_path)
     links = f"{os.environ.get('PIP_FIND_LINKS', '')} {wheels}".strip()
     env = {name: value for name, value in os.environ.items() if name not in NOT_OURS}
     env |= {"PIP_FIND_LINKS": links, "COLUMNS": "80", "PYTHONUTF8": "1"}
@@ -62,6 +61,25 @@ def test_its_commands_do_what_it_says(tmp_path: Path) -> None:
         project = folder / "my_project"
         assert "exported" in shown and [*project.rglob("notes*_report.html")]
         _look_at_the_ui(project, env)
+
+
+def _built(folder: Path) -> Path:
+    """A folder with the wheel, made by way of the sdist, far from what the checkout has built."""
+    source, wheels = folder / "source", folder / "wheels"
+    for name in ("modelcall_assets", "configs"):
+        shutil.copytree(ROOT / name, source / name, symlinks=True)
+    for file in filter(Path.is_file, ROOT.iterdir()):
+        shutil.copy(file, source)
+    build = "from setuptools import build_meta as b; b.build_{}({!r})"
+    for what, where in (("sdist", source), ("wheel", folder / "unpacked")):
+        command = [sys.executable, "-c", build.format(what, str(wheels))]
+        subprocess.run(command, cwd=where, check=True, capture_output=True)
+        if what == "sdist":
+            (packed,) = wheels.glob("*.tar.gz")
+            shutil.unpack_archive(packed, wheels, filter="data")
+            packed.unlink()
+            next(wheels.iterdir()).rename(folder / "unpacked")
+    return wheels
 
 
 def _look_at_the_ui(project: Path, env: dict[str, str]) -> None:

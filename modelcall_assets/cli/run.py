@@ -67,7 +67,8 @@ def run_task(
       modelcall run-task my_task.yaml --job-index 0 --world-size 4   (one of four machines)
     """
     job, size = _job(task, job_index, world_size)
-    later = {"fresh": fresh, "pattern": pattern} if detach else None
+    options = {stage.name: {"fresh": True} for stage in task.stages if stage.answers and fresh}
+    later = {"pattern": pattern, "options": options} if detach else None
     code = 0 if fresh or pattern or size > 1 or detach else _go_on(task)
 
     def choose(keys: Sequence[str]) -> list[str]:
@@ -76,7 +77,7 @@ def run_task(
             raise misuse("--file", wrong)
         return share_of(keys, pattern, job, size)
 
-    sys.exit(_run_files(task, choose, task.anew(fresh), job=f"{job}/{size}", later=later) or code)
+    sys.exit(_run_files(task, choose, options, job=f"{job}/{size}", later=later) or code)
 
 
 def _job(task: Task, index: int | None, asked: int | None) -> tuple[int, int]:
@@ -111,14 +112,13 @@ def _run_files(
     later: Mapping[str, Any] | None = None,
 ) -> int:
     """Make what `choose` takes of the keys of all input files, and tell how it ended; gives
-    the exit code. `options`, `files` and `job` are for `TaskRunner`; with `later`, the options of a
-    task's job, the daemon makes it."""
+    the exit code. `options`, `files` and `job` are for `TaskRunner`, `later` for `queue`."""
     # Dagster takes most of a second to import: `--help` and set-up mistakes need not wait for it.
     # Nothing of that is garbage, and to look for some would take a fifth longer.
     if is_new := "dagster" not in sys.modules:
         gc.disable()
     from modelcall_assets.defs.instance import open_instance, register
-    from modelcall_assets.defs.runs import JobOptions, TaskRunner, has_daemon, queue
+    from modelcall_assets.defs.runs import TaskRunner, has_daemon, queue
 
     if is_new:
         gc.freeze()
@@ -130,7 +130,7 @@ def _run_files(
             echo(f"{task.spec.name}: no input files to work on")
             return 0
         if later is not None:
-            name, run_id = quote(task.spec.name), queue(instance, task, JobOptions(**later), job)
+            name, run_id = quote(task.spec.name), queue(instance, task, later, job)
             echo(f"queued as {run_id}: modelcall monitor {name}, modelcall stop {name}")
             if not has_daemon(instance):
                 echo("no daemon runs: it begins when `modelcall ui` does")
@@ -147,8 +147,7 @@ def _run_files(
         echo(f"retried {of}: {count_of(now, 'row')} without an answer, {before:,} before")
     echo("\n".join(display.told(task, keys, ended)))
     for overview in task.overviews:
-        made = overview.accepted(*overview.keys.now())
-        if made is None:
+        if (made := overview.accepted(*overview.keys.now())) is None:
             continue
         if "agreement_alpha" in (numbers := made.detail["numbers"]):
             of = f"of {count_of(numbers['agreement_items'], 'item')} with two labels or more"

@@ -22,10 +22,9 @@ from modelcall_assets.stages.task import Task
 
 
 def definitions_of(path: Path | str) -> dg.Definitions:
-    """Of a project's folder, or of one of its task files: assets, jobs, sensors, model resources
-    and the executor, for a code location of your own. A broken file of a folder becomes an asset
-    that says what is wrong; one that was asked for is a SetupError, and so is a path in no
-    project."""
+    """Of a project's folder, or one of its task files: assets, jobs, sensors, model resources and
+    the executor, for a code location of your own. A broken file of a folder becomes an asset that
+    says what is wrong; one that was asked for is a SetupError, and so is a path in no project."""
     path, root = Path(path).resolve(), find_root(Path(path))
     if path.is_dir():
         return project_definitions(load_catalog(root))

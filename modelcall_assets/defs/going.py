@@ -28,6 +28,7 @@ from modelcall_assets.defs.instance import (
     tasks_of,
 )
 from modelcall_assets.defs.ledger import COMPLETE
+from modelcall_assets.defs.logs import ENDED
 from modelcall_assets.defs.runs import PROCESS_TAG, end_dead_runs, is_held
 from modelcall_assets.stages import Stage
 from modelcall_assets.stages.task import Task
@@ -63,8 +64,8 @@ def why_failed(instance: dg.DagsterInstance, stage: Stage, key: str) -> str:
 
 def last_end(instance: dg.DagsterInstance, task: str) -> str:
     for record in instance.get_run_records(dg.RunsFilter(tags={TASK_TAG: task}), limit=1):
-        how, at = record.dagster_run.status.value.lower(), record.end_time or 0.0
-        return f"{how} {datetime.fromtimestamp(at):%Y-%m-%d %H:%M}"
+        how = ENDED.get(record.dagster_run.status)
+        return f"{how} {datetime.fromtimestamp(record.end_time or 0):%Y-%m-%d %H:%M}"
     return "never run"
 
 

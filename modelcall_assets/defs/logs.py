@@ -30,7 +30,7 @@ SHORT = 8
 _RUNS = 1000
 _LEVELS = logging.getLevelNamesMapping()
 _STATUS = dg.DagsterRunStatus
-_ENDED = {_STATUS.SUCCESS: "well", _STATUS.FAILURE: "failed", _STATUS.CANCELED: "stopped"}
+ENDED = {_STATUS.SUCCESS: "well", _STATUS.FAILURE: "failed", _STATUS.CANCELED: "stopped"}
 
 
 def told_at(at: float) -> str:
@@ -166,6 +166,6 @@ def shown(spec: TaskSpec, record: dg.RunRecord) -> dict[str, str]:
         "task": spec.name,
         "run": run.run_id[:SHORT],
         "begun": told_at(record.create_timestamp.timestamp()),
-        "ended": _ENDED.get(run.status, "not yet"),
+        "ended": ENDED.get(run.status, "not yet"),
         "log_file": shown_path(path, spec.root) if path and path.exists() else "",
     }

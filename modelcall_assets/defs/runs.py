@@ -5,11 +5,10 @@ stay "started" for ever, keep their pool slots, and hold up every later run of t
 Every process that runs assets holds a file lock for its lifetime, called by its run; the lock goes
 with it, however it ends, so a run whose lock can be taken is dead.
 
-`task_job` is one run for all files that are due (`defs.chain`): `TaskRunner`, which is `run-task`
-and `retry`, has it run in this process, `queue` by the daemon.
+`task_job` is one run for all files that are due (`defs.chain`). `TaskRunner`, which is `run-task`
+and `retry`, makes it in this process, `queue` has the daemon do so.
 """
 
-import asyncio
 import atexit
 import fcntl
 import json
@@ -46,7 +45,6 @@ from modelcall_assets.stages.task import Task, share_of
 
 PROCESS_TAG = "modelcall/process"
 LOOK_EVERY_S = 5.0
-BEATS_WITHIN_S = 60.0
 OVERVIEWS_EVERY_S = 60.0
 _UNFINISHED = [
     dg.DagsterRunStatus.NOT_STARTED,
@@ -223,53 +221,46 @@ def note_overviews(instance: dg.DagsterInstance, task: Task) -> list[str]:
 
 
 class JobOptions(dg.Config):
-    """Of a task's job in the launchpad; its tag `modelcall/job` says which of how many it is."""
+    """Launchpad options of a task's job; the tag `modelcall/job` says which of how many it is."""
 
-    fresh: bool = Field(False, description="Ask for all rows again.")
-    pattern: str | None = Field(None, description="Only such input files, as in `python/*.jsonl`.")
+    pattern: str | None = Field(None, description="Only such input files, as in `python/*`.")
+    options: StageOptions = Field({}, description="By stage, as in `{scores: {fresh: true}}`.")
 
 
 def task_job(task: Task, chain: Chain | None = None) -> dg.JobDefinition:
     """Makes what is due, of all files or of the chain's."""
+    name = task.spec.key
 
-    def chosen(instance: dg.DagsterInstance, run: dg.DagsterRun, config: JobOptions) -> Chain:
-        keys = share_of(register(instance, task).keys, config.pattern, *job_of(run))
-        return Chain(task, instance, keys, task.anew(config.fresh), None, None)
-
-    @dg.op(name=f"{task.spec.key}_all_stages", pool=task.spec.key)  # unlike any other's, or asset's
+    @dg.op(name=f"{name}_all_stages", pool=name)
     async def body(context: dg.OpExecutionContext, config: JobOptions) -> None:
+        work, instance = chain, context.instance
         try:
-            work = chain or await asyncio.to_thread(chosen, context.instance, context.run, config)
+            if work is None:
+                keys = share_of(register(instance, task).keys, config.pattern, *job_of(context.run))
+                work = Chain(task, instance, keys, config.options, None, None)
         except ModelcallError as error:
             raise failure(str(error)) from None
         await work.run(context)
 
-    tags = {TASK_TAG: task.spec.key}
-
-    @dg.job(name=f"run_{task.spec.key}", tags=tags, executor_def=locked_executor)
-    def job() -> None:
-        body()
-
-    return job
+    return dg.GraphDefinition(f"run_{name}", node_defs=[body]).to_job(tags={TASK_TAG: name})
 
 
-def queue(instance: dg.DagsterInstance, task: Task, options: JobOptions, job: str) -> str:
+def queue(instance: dg.DagsterInstance, task: Task, options: Mapping[str, object], job: str) -> str:
     """Have the daemon run the task's job; gives the run's id."""
     made = task_job(task)
-    repository = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("modelcall"), "__repository__")
-    run = instance.create_run_for_job(
+    origin = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("modelcall"), "__repository__")
+    return instance.create_run_for_job(
         made,
-        run_config={"ops": {made.nodes[0].name: {"config": options.model_dump()}}},
+        run_config={"ops": {made.nodes[0].name: {"config": options}}},
         tags={**made.tags, JOB_TAG: job},
-        remote_job_origin=repository.get_job_origin(made.name),
-    )
-    instance.report_dagster_event(DagsterEvent.job_enqueue(run), run.run_id)
-    return run.run_id
+        status=dg.DagsterRunStatus.QUEUED,
+        remote_job_origin=origin.get_job_origin(made.name),
+    ).run_id
 
 
 def has_daemon(instance: dg.DagsterInstance) -> bool:
     beats = (each.timestamp for each in instance.get_daemon_heartbeats().values())
-    return time.time() - max(beats, default=0.0) < BEATS_WITHIN_S
+    return time.time() - max(beats, default=0.0) < 60  # it beats every 30 s
 
 
 @dataclass

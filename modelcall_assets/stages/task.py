@@ -310,10 +310,6 @@ class Task:
         for stage in self.stages:
             stage.check_ready()
 
-    def anew(self, fresh: bool) -> dict[str, dict[str, bool]]:
-        """Run options by stage: all rows are asked for again, or none."""
-        return {stage.name: {"fresh": True} for stage in self.stages if stage.answers and fresh}
-
     @cached_property
     def _file_keys(self) -> Keys:
         own = Keys(
