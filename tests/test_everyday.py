@@ -255,5 +255,6 @@ def test_what_is_queued_is_cancelled(project: Project) -> None:
     ended = project.run("stop", "rate")
     assert ended.code == 0 and "rate: backfill few: stopped" in ended.out, ended
     assert project.instance.get_runs()[0].status == dg.DagsterRunStatus.CANCELED
-    assert project.instance.get_backfill("few").status == BulkActionStatus.CANCELING
+    few = project.instance.get_backfill("few")
+    assert few is not None and few.status == BulkActionStatus.CANCELING
     assert project.run("stop", "rate").out == "nothing to stop\n"

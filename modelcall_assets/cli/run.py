@@ -118,7 +118,7 @@ def _run_files(
     if is_new := "dagster" not in sys.modules:
         gc.disable()
     from modelcall_assets.defs.instance import open_instance, register
-    from modelcall_assets.defs.runs import TaskRunner, has_daemon, queue
+    from modelcall_assets.defs.runs import TaskRunner, queue
 
     if is_new:
         gc.freeze()
@@ -130,9 +130,9 @@ def _run_files(
             echo(f"{task.spec.name}: no input files to work on")
             return 0
         if later is not None:
-            name, run_id = quote(task.spec.name), queue(instance, task, later, job)
+            name, (run_id, is_soon) = quote(task.spec.name), queue(instance, task, later, job)
             echo(f"queued as {run_id}: modelcall monitor {name}, modelcall stop {name}")
-            if not has_daemon(instance):
+            if not is_soon:
                 echo("no daemon runs: it begins when `modelcall ui` does")
             return 0
         before = 0 if files is None else _failed(task, options, files)

@@ -5,8 +5,7 @@ stay "started" for ever, keep their pool slots, and hold up every later run of t
 Every process that runs assets holds a file lock for its lifetime, called by its run; the lock goes
 with it, however it ends, so a run whose lock can be taken is dead.
 
-`task_job` is one run for all files that are due (`defs.chain`). `TaskRunner`, which is `run-task`
-and `retry`, makes it in this process, `queue` has the daemon do so.
+`task_job` is one run for all files that are due (`defs.chain`), by `TaskRunner` or the daemon.
 """
 
 import atexit
@@ -29,6 +28,7 @@ from dagster._core.execution.plan.plan import ExecutionPlan
 from dagster._core.execution.retries import RetryMode
 from dagster._core.executor.in_process import InProcessExecutor
 from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteRepositoryOrigin
+from dagster._core.storage.dagster_run import ACTIVE_RUN_STATUSES
 from pydantic import Field
 from sqlalchemy.exc import DatabaseError
 
@@ -44,14 +44,9 @@ from modelcall_assets.stages.report import Tally, Watcher
 from modelcall_assets.stages.task import Task, share_of
 
 PROCESS_TAG = "modelcall/process"
-LOOK_EVERY_S = 5.0
+LOOK_EVERY_S, BEATS_S = 5.0, 60.0
 OVERVIEWS_EVERY_S = 60.0
-_UNFINISHED = [
-    dg.DagsterRunStatus.NOT_STARTED,
-    dg.DagsterRunStatus.STARTING,
-    dg.DagsterRunStatus.STARTED,
-    dg.DagsterRunStatus.CANCELING,
-]
+_UNFINISHED = [*ACTIVE_RUN_STATUSES, dg.DagsterRunStatus.NOT_STARTED]
 
 
 @contextmanager
@@ -245,22 +240,20 @@ def task_job(task: Task, chain: Chain | None = None) -> dg.JobDefinition:
     return dg.GraphDefinition(f"run_{name}", node_defs=[body]).to_job(tags={TASK_TAG: name})
 
 
-def queue(instance: dg.DagsterInstance, task: Task, options: Mapping[str, object], job: str) -> str:
-    """Have the daemon run the task's job; gives the run's id."""
-    made = task_job(task)
+def queue(
+    instance: dg.DagsterInstance, task: Task, options: Mapping[str, object], job: str
+) -> tuple[str, bool]:
+    """Have the daemon run the task's job; gives the run's id, and whether a daemon lives."""
+    made, beats = task_job(task), instance.get_daemon_heartbeats().values()
     origin = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("modelcall"), "__repository__")
-    return instance.create_run_for_job(
+    run = instance.create_run_for_job(
         made,
         run_config={"ops": {made.nodes[0].name: {"config": options}}},
         tags={**made.tags, JOB_TAG: job},
         status=dg.DagsterRunStatus.QUEUED,
         remote_job_origin=origin.get_job_origin(made.name),
-    ).run_id
-
-
-def has_daemon(instance: dg.DagsterInstance) -> bool:
-    beats = (each.timestamp for each in instance.get_daemon_heartbeats().values())
-    return time.time() - max(beats, default=0.0) < 60  # it beats every 30 s
+    )
+    return run.run_id, time.time() - max((each.timestamp for each in beats), default=0) < BEATS_S
 
 
 @dataclass
