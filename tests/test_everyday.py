@@ -17,7 +17,7 @@ from dagster._core.execution.backfill import BulkActionStatus, PartitionBackfill
 from dev import Dev
 from project import QUIET, RED, A, B, C, Project, Row, some_rows, until
 
-from modelcall_assets.defs.instance import TASK_TAG, register
+from modelcall_assets.defs.instance import TASK_TAG, lock_path, register
 from modelcall_assets.defs.logs import JOB_TAG
 from modelcall_assets.defs.runs import PROCESS_TAG
 from modelcall_assets.rehearsal import Faults, RehearsalServer
@@ -106,6 +106,12 @@ class TestStatus:
         raw, scores = rows(project, "status", "rate")
         assert (raw["done"], scores["done"], scores["rows"]) == (3, 3, 13)
 
+    def test_what_follows_a_changed_input_is_out_of_date_too(self, project: Project) -> None:
+        assert project.run("run-task", "rate").code == 0
+        project.write_input(A, some_rows(5))
+        raw, scores = rows(project, "status", "rate")
+        assert (raw["out_of_date"], scores["out_of_date"], scores["done"]) == (1, 1, 2)
+
     def test_says_why_a_file_failed(self, project: Project) -> None:
         (project.input_folder / B).write_bytes(b"no Parquet")
         project.write_input(C, [*some_rows(4), b"{torn"])
@@ -142,6 +148,31 @@ class TestStop:
         assert (again.code, server.stats()["requests"]) == (0, 48), again
         assert server.stats()["repeated_ok"] == 0
         assert rows(project, "tasks")[0]["state"].startswith("success")
+
+    def test_by_several_at_once_waits_for_replies_as_well(
+        self, project: Project, server: RehearsalServer
+    ) -> None:
+        """In a process that has SIGINT ignored, as what a script begins with `&` has."""
+        project.write_input(A, some_rows(40))
+        server.set_faults(Faults(latency_ms=3_000))
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            job = project.start("run-task", "rate")
+        finally:
+            signal.signal(signal.SIGINT, before)
+        with job:
+            lock = lock_path(project.instance, "")
+            until(lambda: any(lock.glob("*")))
+            stops = [project.start("stop", "rate") for _ in range(3)]
+            told = [each.communicate(timeout=60)[0] for each in stops]
+            _, err = job.communicate(timeout=60)
+        assert job.returncode == 130, err
+        assert any("stopped" in each for each in told)
+        assert all(each.count("rate: ") <= 1 for each in told), "a run and its process are one"
+        stats = server.stats()
+        assert stats["abandoned"] == 0 and stats["requests"] < 48
+        logged = project.run("logs", "rate").out
+        assert "Stack Trace" not in logged and not any(lock.glob("*"))
 
     def test_says_when_there_is_nothing(self, project: Project) -> None:
         for which in ("rate", "--all", "ra*"):

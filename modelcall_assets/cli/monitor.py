@@ -110,7 +110,7 @@ def tune(task: Task, requests: int | None, paused: bool | None) -> None:
             rows = _asking(instance, task)
     for row in rows:
         echo(_told(row))
-        if row["limit"] < (requests or 0):
+        if row["limit"] < (row["wish"]["requests"] or 0):
             echo(f"  max_in_flight in the model file allows {row['limit']:,} requests at most")
     if not rows:
         echo(f"{task.spec.name}: no run of it asks a model now", err=True)

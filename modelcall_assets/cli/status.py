@@ -92,8 +92,9 @@ def _show(task: Task, as_json: bool) -> None:
     rows, why = list[Row](), list[str]()
     with open_instance(task.spec.root) as instance:
         chain = Chain(task, instance, (), {}, None, None)
+        states = dict[str, str]()
         for stage in task.stages:
-            states = states_of(chain, stage)
+            states = states_of(chain, stage, states)
             of = [row for row in chain.results.latest(stage, [*states]).values() if row]
             row: Row = {"step": stage.name, "files": len(states)}
             row |= {state: [*states.values()].count(state) for state in (*STATES.values(), OLD)}
@@ -111,7 +112,8 @@ def _show(task: Task, as_json: bool) -> None:
     print_rows([{name: row[name] for name in told} for row in rows])
     asks = ("failures", "retry") if why or any(row["failed_rows"] for row in rows) else ()
     is_due = any(row[state] for row in rows for state in ("failed", "missing", "out_of_date"))
-    for command in (*("run-task",) * is_due, *asks):
+    goes_on = any(row["running"] for row in rows)
+    for command in ("monitor",) if goes_on else (*("run-task",) * is_due, *asks):
         why.append(f"next: modelcall {command} {quote(task.spec.name)}")
     for line in why:
         echo(line)
@@ -140,7 +142,7 @@ def stop(task: str | None, is_all: bool) -> None:
     keys = {legal_key(written_name(file)) for file in found}
     with open_instance(root) as instance:
         ended = end(instance, lambda key: is_all or key in keys)
-    for each in ended:
+    for each in {each.id: each for each in sorted(ended)}.values():  # a run, not its process too
         said = "stopped" if each.is_here else f"goes on at {each.host}: stop it there"
         echo(f"{', '.join(sorted(each.tasks))}: {each.what} {each.id}: {said}")
     if not ended:

@@ -4,10 +4,11 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from datetime import datetime
 from functools import partial
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import dagster as dg
@@ -38,11 +39,13 @@ STATES = {GREEN: "done", RED: "failed", None: "missing", IN_PROGRESS: "running"}
 OLD = "out_of_date"
 
 
-def states_of(chain: Chain, stage: Stage) -> dict[str, str]:
-    """By key, as the next run would find it. InputError when inputs cannot be listed."""
+def states_of(chain: Chain, stage: Stage, before: Mapping[str, str]) -> dict[str, str]:
+    """By key, as the next run would find it after those of the stage `before`. InputError when
+    inputs cannot be listed."""
     chain.results.look(stage)
     found = {key: STATES[chain.statuses[stage.name].get(key)] for key in stage.keys.now()}
-    old = (key for key, state in found.items() if state == "done" and chain.is_due(stage, key))
+    done = (key for key, state in found.items() if state == "done")
+    old = (key for key in done if before.get(key) == OLD or chain.is_due(stage, key))
     return found | dict.fromkeys(old, OLD)
 
 
@@ -105,8 +108,15 @@ def going(instance: dg.DagsterInstance) -> Iterator[Going]:
             with suppress(FileNotFoundError, ValueError):  # it is about to write that, or has ended
                 told = orjson.loads(path.read_bytes())
                 tasks = by_name.get(path.name, {told["task"]})
-                end = partial(os.kill, told["pid"], signal.SIGINT)
+                end = partial(_interrupt, path, told["pid"])
                 yield Going("process", path.name, tasks, "running", told["host"], end)
+
+
+def _interrupt(lock: Path, pid: int) -> None:
+    """Once, however many ask: a second signal would not wait for replies."""
+    with suppress(FileExistsError, ProcessLookupError):
+        lock.with_suffix(".stop").touch(exist_ok=False)
+        os.kill(pid, signal.SIGINT)
 
 
 def stop(instance: dg.DagsterInstance, is_wanted: Callable[[str], bool]) -> list[Going]:
@@ -118,8 +128,7 @@ def stop(instance: dg.DagsterInstance, is_wanted: Callable[[str], bool]) -> list
         for each in (each for each in going(instance) if any(map(is_wanted, each.tasks))):
             is_left |= each.is_here and each.state == "running"
             if each[:2] not in seen and each.is_here:
-                with suppress(ProcessLookupError):
-                    each.end()  # once: a second signal would not wait for replies
+                each.end()
             seen.setdefault(each[:2], each)
         time.sleep(LOOK_EVERY_S if is_left else 0)
     return [*seen.values()]

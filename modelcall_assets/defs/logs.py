@@ -30,6 +30,7 @@ SHORT = 8
 _RUNS = 1000
 _LEVELS = logging.getLevelNamesMapping()
 _STATUS = dg.DagsterRunStatus
+_INTERRUPTED = KeyboardInterrupt.__name__, dg.DagsterExecutionInterruptedError.__name__
 ENDED = {_STATUS.SUCCESS: "well", _STATUS.FAILURE: "failed", _STATUS.CANCELED: "stopped"}
 
 
@@ -68,9 +69,11 @@ def told(entry: dg.EventLogEntry, run: dg.DagsterRun) -> dict[str, str] | None:
 
 def message_of(data: StepFailureData) -> str:
     """The Failure's own words where there are any, else the exception."""
-    own = data.user_failure_data
+    own, error = data.user_failure_data, data.error
+    if error and error.cls_name in _INTERRUPTED:
+        return "stopped; every reply received is kept"
     if own is None or not own.description:
-        return data.error.to_string() if data.error else "the step failed"
+        return error.to_string() if error else "the step failed"
     return own.description
 
 

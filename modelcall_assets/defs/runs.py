@@ -12,6 +12,7 @@ import atexit
 import fcntl
 import json
 import os
+import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, contextmanager, suppress
@@ -54,6 +55,8 @@ def process_lock(instance: dg.DagsterInstance, task: str, run_id: str) -> Iterat
     """Of a process that works on a task; yields the tags of its run."""
     path = lock_path(instance, run_id)
     path.parent.mkdir(parents=True, exist_ok=True)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as with `&` in a script
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # `stop` sends it
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         file.write(json.dumps({"task": task, "pid": os.getpid(), "host": HOST}))

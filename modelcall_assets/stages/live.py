@@ -61,7 +61,7 @@ def forget(lock: Path) -> None:
 
 def _write(path: Path, content: Any) -> None:
     """Whole or not at all; a power cut may take it."""
-    partial = path.with_suffix(".part")
+    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
     partial.write_bytes(orjson.dumps(content))
     partial.replace(path)
 
@@ -101,6 +101,6 @@ def in_words(shown: Mapping[str, Any]) -> str:
     if asks:
         parts.append(f"{shown['requests_rate']:,.0f} requests/s")
         parts.append("cost unknown" if shown["usd"] is None else f"{shown['usd']:.4f} USD")
-    if shown["seconds_left"] is not None:
+    if shown["seconds_left"] is not None and not shown.get("paused"):
         parts.append(f"{shown['seconds_left']:.0f} s left")
     return ", ".join(filter(None, parts))
