@@ -80,7 +80,7 @@ class TestTasks:
         assert project.run("run-task", "rate", "--file", A).code == 0
         made, _ = rows(project, "status")
         assert (made["files"], made["done"], made["failed"]) == (3, 1, 0)
-        assert made["state"].startswith("success 20")
+        assert made["state"].startswith("well 20")
         assert "together" in project.run("status").out
 
     def test_of_nothing_is_nothing(self, project: Project) -> None:
@@ -118,7 +118,7 @@ class TestStatus:
         assert project.run("run-task", "rate").code == 1
         raw, scores = rows(project, "status", "rate")
         assert (raw["failed"], scores["missing"], scores["failed"]) == (1, 1, 1)
-        assert scores["rows"] == 4  # what is rejected is not counted
+        assert (scores["rows"], scores["failed_rows"]) == (9, 1), "what was rejected, too"
         shown = project.run("status", "rate").out
         assert f"{B}: raw failed: " in shown
         assert f"{C}: scores failed: 1 of 5 rows failed (20.00%)" in shown
@@ -147,7 +147,7 @@ class TestStop:
         again = project.run("run-task", "rate")
         assert (again.code, server.stats()["requests"]) == (0, 48), again
         assert server.stats()["repeated_ok"] == 0
-        assert rows(project, "tasks")[0]["state"].startswith("success")
+        assert rows(project, "tasks")[0]["state"].startswith("well")
 
     def test_by_several_at_once_waits_for_replies_as_well(
         self, project: Project, server: RehearsalServer

@@ -76,8 +76,8 @@ class TestWhy:
         assert whys([first, second]) == {A: "failed before", C: "failed before"}
         assert (first["rows"], first["cannot_be_asked"], first["to_send"]) == (6, 2, 4)
         told = project.run("plan", TASK).out
-        absent = "about 1 rows of a.jsonl cannot be asked: missing_input: input column 'text' is"
-        assert absent in told and "about 1 rows of a.jsonl cannot be asked: bad_line" in told
+        absent = "about 1 row of a.jsonl cannot be asked: missing_input: input column 'text' is"
+        assert absent in told and "about 1 row of a.jsonl cannot be asked: bad_line" in told
         requests = server.stats()["requests"]
         project.run("run-task", TASK)
         assert server.stats()["requests"] == requests + 8

@@ -238,7 +238,7 @@ class TestTasks:
         answered = read_rows(root / "data/responses/validation.jsonl")
         assert [row["task_id"] for row in answered] == ["0", "1", "2"]
         assert all(row["response"] for row in answered)
-        told = distilling.run("failures", task, "--stage", "chatml").out
+        told = distilling.run("failures", task, "--stage", "chatml", "--json").out
         assert "train.jsonl, line 2" in told and "train.jsonl, line 3: neither" in told
 
     def test_a_loader_of_the_users_own(self, distilling: Project) -> None:

@@ -196,7 +196,8 @@ class Engine:
                         self._note_failure(failure, channel)
                         return GaveUp(failure, attempts, channel.name)
                     held[channel] = self._now() + self.patience.backoff(attempts, after_s)
-                    why = f"{reply.status or ''} {failure.reason} from {channel.name}".strip()
+                    said_by = channel.transport.without_secrets(channel.name)
+                    why = f"{reply.status or ''} {failure.reason} from {said_by}".strip()
                     await self._pause(held, parked, why)
 
     async def _send(self, payload: bytes, held: Held) -> tuple[Channel, Reply, Verdict, float]:

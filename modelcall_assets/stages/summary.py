@@ -279,6 +279,8 @@ class Results:
         if why := self.changed(stage, key, before):
             return why
         if stage.gathers:
+            if stage.members_changed(key):
+                return "other files to gather"
             is_gone = bool(stage.outdated([key]))
         elif stage.upstream is None:
             uris = None, str(stage.layout.input_place(key))
@@ -304,7 +306,7 @@ class Results:
             is_same = self.inputs.get(key, row["input"]) == row["input"]
             return "" if is_same else "the input file has changed"
         if stage.gathers:
-            return "other files to gather" * stage.members_changed(key)
+            return ""
         now_there = self._there(stage.upstream).rows.get((stage.upstream.name, key, True), {})
         is_same = (before or now_there.get("content")) == row["made_of"]
         return "" if is_same else f"{stage.upstream.name} has changed since {stage.name} was made"
