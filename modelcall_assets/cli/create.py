@@ -13,7 +13,15 @@ import yaml
 
 from modelcall_assets.cli.options import NEW_FILE, force_option, misuse, refuse_existing
 from modelcall_assets.cli.terminal import echo, print_rows
-from modelcall_assets.config.catalog import find_root, load_catalog, load_linked, parse_task
+from modelcall_assets.config.catalog import (
+    find_root,
+    is_root,
+    legal_key,
+    load_catalog,
+    load_linked,
+    load_model,
+    parse_task,
+)
 from modelcall_assets.config.distillation import GENERATE
 from modelcall_assets.config.files import Environment, load_yaml
 from modelcall_assets.config.places import is_file, is_within, load_storage, shown_path
@@ -32,6 +40,8 @@ from modelcall_assets.transforms.chatml import ChatmlOptions, to_chatml
 STARTER = Path(__file__).parent.with_name("starter")
 NEW_TASK = Path(__file__).with_name("new_task")  # a template of each kind
 SHAPES = "configs/distillation/datasets.yaml"
+UNUSED = {"score": (), "distil": ("template", "prompt")}
+UNUSED["evaluate"] = (*UNUSED["distil"], "input", "text")
 TEXTS = ("text", "content", "code", "body")  # are usually rated, the first that is there
 
 
@@ -46,7 +56,10 @@ def init(folder: Path) -> None:
     \b
       modelcall init my_project
     """
-    made = 0
+    home, made = folder.resolve(), 0
+    taken = next((each for each in home.parents if is_root(each)), None)
+    if taken is not None and home.is_relative_to(taken / "configs"):
+        raise misuse("FOLDER", f"in configs/ of the project {taken}", fix="choose another")
     for here, _, names in os.walk(STARTER, followlinks=True):
         for source in (Path(here, name) for name in sorted(names)):
             name = source.name.replace("gitignore", ".gitignore")  # git takes no notice of ours
@@ -55,7 +68,7 @@ def init(folder: Path) -> None:
             else:
                 write_bytes(path, source.read_bytes())
                 made += 1
-    echo(f"{made} files made in {folder.resolve()}; next, in that folder:")
+    echo(f"{made} files made in {home}; next, in that folder:")
     echo("  modelcall rehearse -- modelcall run-task rehearsal")
     echo("  modelcall create-task my_task")
     echo("  modelcall ui --rehearse")
@@ -85,13 +98,16 @@ def create_task(name: str, output: Path | None, force: bool, **given: str | None
     root = find_root(Path.cwd())
     path = (output or root / "configs/tasks" / f"{name}.yaml").resolve()
     sets = root / "configs/distillation" / f"{name}.yaml"
-    if not re.fullmatch(r"\w[\w.-]*", name):
-        raise misuse("NAME", "not a name", "letters, digits, _, - and .", name)
+    if not re.fullmatch(r"\w[\w.-]{,60}", name):  # three bytes each fit a file's name
+        raise misuse("NAME", "not a name", "at most 61 letters, digits, _, - and .", name)
     for spec in load_catalog(root).tasks:
-        if spec.name == name and spec.path != path:
+        if spec.key == legal_key(name) and spec.path != path:
             raise misuse("NAME", f"{spec.file_name} has it", have=name, fix="choose another")
     kinds = sorted(each.stem for each in NEW_TASK.iterdir())
-    kind = "score" if given["template"] else _answer(given, "kind", "score", kinds)
+    likely = {"kind": "score"} if given["template"] and not given["kind"] else {}
+    kind = _answer({**given, **likely}, "kind", "score", kinds)
+    if unused := next((option for option in UNUSED[kind] if given[option] is not None), None):
+        raise misuse(f"--{unused}", f"a task of --kind {kind} has none", fix="leave it out")
     files = {sets: ""} if kind == "distil" else {}
     refuse_existing([path, *files], force, "NAME")
     jobs = 2 if given["template"] == "distributed" else 1
@@ -108,6 +124,7 @@ def create_task(name: str, output: Path | None, force: bool, **given: str | None
         else:
             values |= _rating(root, given, rows)
     values["model"] = model = _answer(given, "model", "configs/models/rehearsal.yaml")
+    load_model(root / model, root)
     template = Template((NEW_TASK / f"{kind}.yaml").read_text("utf-8"))
     as_yaml = {field: _dumped(value) for field, value in values.items()}
     text = template.substitute(as_yaml, name=name, home=home)
@@ -182,8 +199,10 @@ def _rating(root: Path, given: Mapping[str, Any], rows: Sequence[Row]) -> dict[s
     _show(rows, [likely])
     text = _answer(given, "text", likely, names)
     file = _answer(given, "prompt", "configs/prompts/en_corpus_rating_v0.1.yaml")
-    prompt, _ = parse_prompt(load_yaml(root / file, file), file)
-    known = prompt.placeholders if prompt else ()
+    prompt, problems = parse_prompt(load_yaml(root / file, file), file)
+    if prompt is None:
+        raise SetupError(problems)
+    known = prompt.placeholders
     placeholder = next((name for name in (text, "text", *sorted(known)) if name in known), text)
     return {"text": text, "prompt": file, "placeholder": placeholder}
 

@@ -1,7 +1,10 @@
 """`modelcall logs`: what runs have told."""
 
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import click
 import orjson
@@ -11,6 +14,11 @@ from modelcall_assets.cli.terminal import echo, json_option, print_rows
 from modelcall_assets.config.catalog import find_root, load_catalog
 from modelcall_assets.config.spec import TaskSpec
 from modelcall_assets.errors import InputError, Problem, SetupError
+from modelcall_assets.records.outcome import Row
+from modelcall_assets.storage.files import LINES_BYTES
+from modelcall_assets.storage.places import explained
+
+NONE = "no such run yet; `modelcall run-task TASK` makes one"
 
 
 @click.command()
@@ -43,8 +51,10 @@ def logs(
     if kind is not None:
         if own is None:
             raise misuse("TASK", "missing: whose files?")
-        rows = [row for row in _left(own, kind) if row["run"].startswith(asked)]
-        print_rows(rows[-limit:], as_json=as_json)
+        rows = _left(own, kind, asked, limit)
+        if not rows:
+            raise InputError(NONE)
+        print_rows(rows, as_json=as_json)
         return
     root = find_root(Path.cwd()) if own is None else own.root
     with open_instance(root) as instance:
@@ -58,7 +68,7 @@ def logs(
             lines = (told(entry, run) for entry in instance.all_logs(run.run_id))
             rows = [line for line in lines if line][-limit:]
     if not rows:
-        raise InputError("no such run yet; `modelcall run-task TASK` makes one")
+        raise InputError(NONE)
     if own is None or as_json:
         print_rows(rows, as_json=as_json)
     else:
@@ -66,12 +76,26 @@ def logs(
             echo(" | ".join(row.values()))
 
 
-def _left(spec: TaskSpec, kind: str) -> list[dict[str, Any]]:
-    """What is in such files of a task's runs, the newest last."""
+def _left(spec: TaskSpec, kind: str, asked: str, most: int) -> list[Row]:
+    """The last rows of that run in such files of a task, the newest last."""
     if (folder := spec.log_folder) is None:
         fix = "add `logging:` and below it `  log_dir: logs`; runs leave such files from then on"
         raise SetupError([Problem(spec.file_name, "logging.log_dir", "not given", fix=fix)])
-    files = folder.glob(f"{folder.name}_{kind}*")
-    rows = [orjson.loads(line) for file in files for line in file.read_bytes().splitlines()]
-    rows = [row | row.pop("stats", {}) for row in rows]
-    return sorted(rows, key=lambda row: row.get("timestamp") or row["completion_time"])
+    rows = list[Row]()
+    for file in folder.glob(f"{folder.name}_{kind}*"):
+        of_run = (row for row in _from_the_end(file) if row["run"].startswith(asked))
+        rows += reversed([row | row.pop("stats", {}) for row in islice(of_run, most)])
+    return sorted(rows, key=lambda row: row.get("timestamp") or row["completion_time"])[-most:]
+
+
+def _from_the_end(path: Path) -> Iterator[Row]:
+    """The rows of a file that may be huge, the last first, without lines that a kill has torn."""
+    with explained(path), path.open("rb") as file:
+        at, rest = file.seek(0, os.SEEK_END), b""
+        while at:
+            size = min(at, LINES_BYTES)
+            at = file.seek(at - size)
+            rest, *lines = (file.read(size) + rest).split(b"\n")
+            for line in reversed(lines if at else [rest, *lines]):
+                with suppress(orjson.JSONDecodeError):
+                    yield orjson.loads(line)

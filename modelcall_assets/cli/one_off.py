@@ -23,6 +23,7 @@ from modelcall_assets.config.task import TASK_FIELDS
 from modelcall_assets.records import decode_key, stem_of
 from modelcall_assets.stages.export import ORIGINS
 from modelcall_assets.stages.task import Task
+from modelcall_assets.storage.files import write_bytes
 from modelcall_assets.storage.listing import exists
 from modelcall_assets.transforms.length import Length
 
@@ -76,8 +77,7 @@ def _task(kind: str, source: str, target: str, **more: Any) -> Task:
             raise misuse(str(file), wrong, fix=fix)
     command = " ".join(shlex.join(["modelcall", *sys.argv[1:]]).split())
     head = f"# Written by `{command}`, and anew until it is changed: {_digest(body)}"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(f"{head}\n{body}", "utf-8")
+    write_bytes(file, f"{head}\n{body}".encode())
     echo(f"task file: {file}")
     if needless := told.get("needless"):
         echo(f"not needed here: {'; '.join(needless)}")
@@ -109,7 +109,7 @@ def _leave(task: Task, folder: str, names: Iterable[str], **form: Any) -> NoRetu
     fresh = click.get_current_context().params.get("fresh", False)
     code = _code(run_task, task=task, fresh=fresh)
     if form.get("keep_retries"):
-        code = _code(retry, task=load(task.spec.path))
+        code = _code(retry, task=load(task.spec.path)) or code
     form |= {"tasks": (task.spec.path,), "output": output, "force": True, "rejected": True}
     sys.exit(_code(export, **form) or code)
 

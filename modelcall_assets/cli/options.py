@@ -1,6 +1,7 @@
 """Arguments and options that commands share."""
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from click.shell_completion import CompletionItem
 from modelcall_assets.cli.terminal import echo
 from modelcall_assets.config.catalog import find_root, load_linked, named_tasks
 from modelcall_assets.config.places import is_file, is_within
-from modelcall_assets.errors import Problem, did_you_mean
+from modelcall_assets.errors import Problem, SetupError, did_you_mean
 from modelcall_assets.records.outcome import Reason
 from modelcall_assets.stages import Stage
 from modelcall_assets.stages.selection import check_columns
@@ -46,8 +47,11 @@ class TaskFile(click.Path):
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
-        names = [name for name in named_tasks(find_root(Path.cwd())) if name.startswith(incomplete)]
-        return [*map(CompletionItem, names)] or super().shell_complete(ctx, param, incomplete)
+        names = list[str]()
+        with suppress(SetupError):  # there is no project: files are left
+            names += named_tasks(find_root(Path.cwd()))
+        items = [CompletionItem(name) for name in names if name.startswith(incomplete)]
+        return items or super().shell_complete(ctx, param, incomplete)
 
 
 TASK = TaskFile(dir_okay=False)

@@ -77,6 +77,8 @@ def _tasks() -> list[Row]:
         row = {"task": written_name(each.path), "file": _short(each.file_name), "it": None}
         state = "broken: `modelcall check` says why"
         rows.append(row | dict.fromkeys(COUNTED) | {"state": state})
+    if not rows:
+        echo("no task yet; `modelcall create-task NAME` makes one", err=True)
     return rows
 
 

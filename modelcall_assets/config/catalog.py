@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -285,9 +286,12 @@ def task_files(root: Path) -> list[Path]:
 
 
 def named_tasks(root: Path) -> dict[str, Path]:
-    """The files of a project's tasks, broken ones too, by both their names."""
+    """The files of a project's tasks, broken ones too, by both their names. What several files are
+    called names none; of those with one `task_name` it is the first, as in the catalog."""
     files = task_files(root)
-    return {file.stem: file for file in files} | {written_name(file): file for file in files}
+    called = Counter(file.stem for file in files)
+    by_file = {file.stem: file for file in files if called[file.stem] == 1}
+    return by_file | {written_name(file): file for file in reversed(files)}
 
 
 def _linked(tasks: Sequence[TaskSpec]) -> list[TaskSpec]:

@@ -165,6 +165,8 @@ def explained(
             raise
         if is_absent and kind is InputError:
             wrong = f"{place}: not found; correct the path or put the data there"
+        elif isinstance(error, NotADirectoryError) and kind is StoreError:
+            wrong = f"{place}: a folder above it is a file; move that away"
         elif isinstance(error, NotADirectoryError):
             suffixes = ", ".join((*LINE_SUFFIXES, *COLUMN_SUFFIXES))
             wrong = f"{place}: a file and no folder; one of rows ends in {suffixes}"
