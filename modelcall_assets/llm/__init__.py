@@ -125,6 +125,8 @@ class Engine:
     def state(self) -> dict[str, Any]:
         """For people, from any thread."""
         why = held_up([*self._waits.values()], self._now())
+        for channel in self.channels:
+            why = channel.transport.without_secrets(why)
         found = {"in_flight": self.in_flight, "limit": self.limit, "held_up": why}
         return found | {"paused": not self._most}
 
@@ -196,8 +198,7 @@ class Engine:
                         self._note_failure(failure, channel)
                         return GaveUp(failure, attempts, channel.name)
                     held[channel] = self._now() + self.patience.backoff(attempts, after_s)
-                    said_by = channel.transport.without_secrets(channel.name)
-                    why = f"{reply.status or ''} {failure.reason} from {said_by}".strip()
+                    why = f"{reply.status or ''} {failure.reason} from {channel.name}".strip()
                     await self._pause(held, parked, why)
 
     async def _send(self, payload: bytes, held: Held) -> tuple[Channel, Reply, Verdict, float]:
