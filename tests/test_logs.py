@@ -123,16 +123,21 @@ def test_each_of_several_jobs_has_its_own(project: Project) -> None:
         assert {name for name in (A, B, C) if f"scores: {name}: 4 rows" in str(lines)} == {*names}
 
 
-def test_a_killed_run_says_so_and_the_next_has_another_file(
-    project: Project, server: RehearsalServer
-) -> None:
+def kill_in_the_middle(project: Project, server: RehearsalServer) -> None:
+    """Of a run, as `kill -9` does; the next one is answered at once."""
     project.write_task(KEPT)
     project.write_input(A, some_rows(60))
     server.set_faults(Faults(latency_ms=50))
     project.signalled(lambda: server.stats()["answered"] >= 10, "run-task", project.task_file)
+    server.set_faults(Faults())
+
+
+def test_a_killed_run_says_so_and_the_next_has_another_file(
+    project: Project, server: RehearsalServer
+) -> None:
+    kill_in_the_middle(project, server)
     assert told(project)[-1].endswith("ERROR | Job0 | The process of this run was killed.")
     killed = written(project)
-    server.set_faults(Faults())
     assert project.run("run-task", TASK).code == 0
     both = written(project)
     assert len(both) == 2 and both.items() >= killed.items()
@@ -232,11 +237,7 @@ def test_details_and_numbers_are_those_of_the_outputs(project: Project) -> None:
 def test_a_killed_run_and_the_next_tell_of_each_row_once(
     project: Project, server: RehearsalServer
 ) -> None:
-    project.write_task(KEPT)
-    project.write_input(A, some_rows(60))
-    server.set_faults(Faults(latency_ms=50))
-    project.signalled(lambda: server.stats()["answered"] >= 10, "run-task", project.task_file)
-    server.set_faults(Faults())
+    kill_in_the_middle(project, server)
     assert project.run("run-task", TASK).code == 0
     told = Counter((row["file"], row["item_id"]) for row in details(project))
     rows = [(name, row["api_record_id"]) for name in (A, B, C) for row in project.scores(name)]

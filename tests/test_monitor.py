@@ -159,6 +159,19 @@ class TestMonitor:
         assert told.startswith("rate scores: ")
         assert (monitor.returncode, out) == (0, "rate: done\n")
 
+    def test_a_run_with_failed_rows_is_seen_and_tuned(
+        self, long: Project, server: RehearsalServer
+    ) -> None:
+        long.write_task({"max_failure_rate": 1.0})
+        long.write_input(C, [b"{torn", *some_rows(ROWS)])
+        with running(long) as process:
+            until(lambda: stage_of(long)["failed"])
+            assert stage_of(long)["reasons"] == {"bad_line": 1}
+            for option, paused in (("--pause", True), ("--resume", False)):
+                assert long.run("tune", TASK, option).code == 0
+                assert stage_of(long)["paused"] is paused
+            assert len(finish(long, server, process)) == ROWS + 1
+
     def test_a_killed_run_is_not_waited_for(self, long: Project) -> None:
         with running(long) as process:
             process.kill()

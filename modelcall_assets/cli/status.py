@@ -1,6 +1,7 @@
 """`modelcall tasks`, `status` and `stop`: how far tasks are, and an end to what goes on."""
 
 import sys
+from collections import Counter
 from fnmatch import fnmatchcase
 from pathlib import Path
 from shlex import quote
@@ -99,7 +100,8 @@ def _show(task: Task, as_json: bool) -> None:
             states = states_of(chain, stage, states)
             of = [row for row in chain.results.latest(stage, [*states]).values() if row]
             row: Row = {"step": stage.name, "files": len(states)}
-            row |= {state: [*states.values()].count(state) for state in (*STATES.values(), OLD)}
+            counts = Counter(states.values())
+            row |= {state: counts[state] for state in (*STATES.values(), OLD)}
             names = {"rows": "rows", "ok": "ok", "failed": "failed_rows", "dropped": "dropped"}
             row |= {told: sum(each[name] for each in of) for name, told in names.items()}
             costs = [each["numbers"].get("cost_usd") for each in of]

@@ -100,7 +100,7 @@ async def watched(
             await asyncio.sleep(pause)
             to.show(tally)
 
-    async def listen() -> None:
+    async def heed() -> None:
         taken = AS_WRITTEN
         while True:
             wish = await in_thread(exchange, lock, stage.spec.key, tally, taken)
@@ -111,7 +111,7 @@ async def watched(
                 taken = wish
             await asyncio.sleep(EVERY_S)
 
-    tasks = [asyncio.create_task(each) for each in (*map(show, watchers), listen())]
+    tasks = [asyncio.create_task(each) for each in (*map(show, watchers), heed())]
     try:
         yield
     finally:

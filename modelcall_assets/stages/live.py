@@ -62,7 +62,7 @@ def forget(lock: Path) -> None:
 def _write(path: Path, content: Any) -> None:
     """Whole or not at all; a power cut may take it."""
     partial = path.with_name(f"{path.name}.{os.getpid()}.part")
-    partial.write_bytes(orjson.dumps(content, option=orjson.OPT_NON_STR_KEYS))  # reasons
+    partial.write_bytes(orjson.dumps(content, option=orjson.OPT_NON_STR_KEYS))  # enums
     partial.replace(path)
 
 
