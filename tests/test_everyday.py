@@ -79,6 +79,7 @@ class TestATask:
         assert completed("modelcall plan configs/") == {"file,configs/"}
         assert completed("modelcall sta") == {"plain,status"}
         shutil.rmtree(project.root / "configs")
+        (project.root / "workspace.yaml").unlink()
         assert completed("modelcall plan ra") == {"file,ra"}
 
 
