@@ -46,6 +46,16 @@ class TestATask:
         (project.root / "rate").mkdir()  # a folder is no task
         assert project.run("plan", "rate").code == 0
 
+    def test_of_several_of_one_name_is_the_one_that_the_catalog_has(self, project: Project) -> None:
+        text, folder = project.task_file.read_text(), project.task_file.parent
+        project.task_file.with_name("same.yaml").write_text(text)  # broken: the name is taken
+        assert project.run("plan", "rate").code == 0
+        for name in ("one", "two"):
+            (folder / name).mkdir()
+            (folder / name / "rates.yaml").write_text(text.replace("rate", name))
+        ended = project.run("plan", "rates")
+        assert ended.code == 2 and "no task of that name" in ended.err
+
     def test_that_is_unknown_is_told_with_what_was_meant(self, project: Project) -> None:
         for command in ("run-task", "export", "adopt", "report", "compare", "stop", "status"):
             ended = project.run(command, "raet", *["raet"] * (command == "compare"))
@@ -68,6 +78,9 @@ class TestATask:
         assert completed("modelcall stop tor") == {"plain,torn"}
         assert completed("modelcall plan configs/") == {"file,configs/"}
         assert completed("modelcall sta") == {"plain,status"}
+        shutil.rmtree(project.root / "configs")
+        (project.root / "workspace.yaml").unlink()
+        assert completed("modelcall plan ra") == {"file,ra"}
 
 
 class TestTasks:
@@ -86,6 +99,7 @@ class TestTasks:
     def test_of_nothing_is_nothing(self, project: Project) -> None:
         project.task_file.unlink()
         assert rows(project, "tasks") == rows(project, "status") == []
+        assert "`modelcall create-task NAME` makes one" in project.run("tasks").err
 
 
 class TestStatus:

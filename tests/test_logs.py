@@ -257,6 +257,24 @@ def test_each_job_and_each_run_of_the_ui_tells_of_its_rows(project: Project) -> 
     assert len(found) == 8 + 12
 
 
+def test_only_the_end_of_a_huge_file_is_read_and_torn_lines_are_left_out(project: Project) -> None:
+    project.write_task(KEPT)
+    assert "no such run yet" in project.run("logs", TASK, "--details").err
+    assert project.run("run-task", TASK).code == 0
+    found = details(project)
+    file = project.root / "logs/rate/rate_batch_details.jsonl"
+    first, *rest = file.read_bytes().splitlines(keepends=True)
+    with file.open("r+b") as opened:
+        opened.seek(opened.truncate(1 << 36))  # a hole, of more than a machine's memory
+        opened.write(b"".join([b"\n", first, b'{"ti\n', *rest, b'{"timestamp": "20']))
+    file.with_name("rate_batch_details_job001.jsonl").touch()
+    shown = project.run("logs", TASK, "--details", "--json", "--limit", str(len(found)))
+    assert [orjson.loads(line) for line in shown.out.splitlines()] == found, shown.err
+    (project.root / "logs/rate/rate_final_stats.json").write_bytes(b'{"ru')
+    ended = project.run("logs", TASK, "--stats")
+    assert ended.code == 1 and "no such run yet" in ended.err
+
+
 def test_who_asks_for_files_that_are_not_kept_is_told_how(project: Project) -> None:
     ended = project.run("logs", TASK, "--details")
     assert ended.code == 2

@@ -190,6 +190,17 @@ def test_distillation_generate_leaves_answers_and_errors(old: Project, server: R
     assert server.tally.counts["requests"] == before + 4
 
 
+def test_a_retry_does_not_hide_that_the_run_before_it_failed(old: Project):
+    write_rows(old.root / "chats/a.jsonl", CHATS)
+    (old.root / "chats/b.parquet").write_bytes(b"none")
+    ended = old.run(
+        "distillation-generate", "-i", "chats", "-o", "answers", "-m", MODEL_FILE, "--retry"
+    )
+    assert ended.code == 1 and "not a readable Parquet file" in ended.err, ended
+    assert "no row failed" in ended.out
+    assert len(read_rows(old.root / "answers/a.jsonl")) == 4
+
+
 def test_preprocess_leaves_its_files(old: Project):
     old.write_input("a.jsonl", [{"text": "def f(): pass"}])
     options = ("--raw_path", "data/in", "--output_dir", "clean", "--stat_dir", "stats")

@@ -74,6 +74,13 @@ class TestInit:
             assert "`modelcall init` makes one" in ended.err
         assert not any(tmp_path.iterdir())
 
+    def test_a_place_where_none_can_be_is_told(self, own: Project, tmp_path: Path) -> None:
+        inside = own.run("init", "configs/tasks")
+        assert inside.code == 2 and f"in configs/ of the project {own.root}" in inside.err
+        (tmp_path / "file").touch()
+        above = Project(tmp_path).run("init", "file/project")
+        assert above.code == 1 and "a folder above it is a file" in above.err
+
 
 class TestScoring:
     @pytest.mark.parametrize("name", ["a.jsonl", "deep/b.parquet"])
@@ -135,6 +142,28 @@ class TestScoring:
         assert other.code == 2 and "configs/tasks/rehearsal.yaml has it" in other.err
         bad = own.run("create-task", "../mine", *flags(**RATED))
         assert bad.code == 2 and "not a name" in bad.err
+
+    @pytest.mark.parametrize(
+        ("given", "wrong"),
+        [
+            ({"model": "configs/models/none.yaml"}, "none.yaml: cannot be read"),
+            ({"prompt": MODEL}, "prompt_template: missing"),
+            ({"template": "basic", "kind": "distil"}, "a task of --kind distil has none"),
+            ({"kind": "evaluate"}, "a task of --kind evaluate has none"),
+        ],
+    )
+    def test_what_cannot_be_leaves_no_file(
+        self, own: Project, given: dict[str, str], wrong: str
+    ) -> None:
+        own.write_input("a.jsonl", TEXTS)
+        ended = own.run("create-task", "mine", *flags(**{**RATED, **given}))
+        assert ended.code == 2 and wrong in ended.err, ended
+        assert not own.task_file.exists()
+
+    def test_names_that_files_or_other_tasks_cannot_share(self, own: Project) -> None:
+        own.write_input("a.jsonl", TEXTS)
+        for name, code in (("文" * 61, 0), ("文" * 62, 2), ("a.b", 0), ("a-b", 2)):
+            assert own.run("create-task", name, *flags(**RATED)).code == code, name
 
     def test_odd_columns(self, own: Project) -> None:
         odd = "a: #b\n\x1b[1m'"
