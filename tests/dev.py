@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,8 @@ class Dev:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
+                # A terminal's own, where the tests run under nohup too.
+                preexec_fn=partial(signal.signal, signal.SIGHUP, signal.SIG_DFL),
             )
         until(self._serves, 90, POLL_S)
 
